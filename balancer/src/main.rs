@@ -1,0 +1,2 @@
+//! balancer
+fn main() {}

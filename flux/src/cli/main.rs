@@ -1,0 +1,2 @@
+//! registryctl
+fn main() {}

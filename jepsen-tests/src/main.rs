@@ -1,0 +1,2 @@
+//! jepsen-tests
+fn main() {}

@@ -1,0 +1,2 @@
+//! registry-node
+fn main() {}
