@@ -1,1 +1,19 @@
-//! registry-node
+//! A registry node: service records replicated with Raft, leases, watches, gRPC and REST.
+//!
+//! One registration runs down through the rooms: `api` (wire) → `registry` (use case) → `consensus` (replicate)
+//! → `storage` (durable), and comes back through `catalog` (apply) to `watch` and `lease`.
+
+pub mod api;
+pub mod catalog;
+pub mod config;
+pub mod consensus;
+pub mod envelope;
+pub mod lease;
+pub mod metrics;
+pub mod registry;
+mod run;
+pub mod storage;
+pub mod watch;
+
+pub use config::Args;
+pub use run::main;

@@ -1,0 +1,277 @@
+//! Flags and environment, read once, checked, and handed down as typed values. Nothing else reads them.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+
+/// A registry node: keeps service records with its peers and answers gRPC and REST on both client ports.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "registry-node", version)]
+pub struct Args {
+    /// This node's id, unique for ever: a node that lost its directory comes back under a new one
+    #[arg(long, env = "REGISTRY_ID", default_value_t = 1)]
+    pub id: u64,
+    /// A name for people [default: node-ID]
+    #[arg(long, env = "REGISTRY_NAME")]
+    pub name: Option<String>,
+    /// Where everything durable is kept
+    #[arg(long, env = "REGISTRY_DIR", default_value = "registry-data")]
+    pub dir: PathBuf,
+    /// Where REST clients connect (gRPC works here too)
+    #[arg(long, env = "REGISTRY_REST", default_value = "127.0.0.1:8081")]
+    pub rest: SocketAddr,
+    /// Where gRPC clients connect (REST works here too)
+    #[arg(long, env = "REGISTRY_GRPC", default_value = "127.0.0.1:9091")]
+    pub grpc: SocketAddr,
+    /// Where the other nodes connect
+    #[arg(long, env = "REGISTRY_PEER", default_value = "127.0.0.1:7091")]
+    pub peer: SocketAddr,
+    /// The host name or address others reach this node by; needed when listening on 0.0.0.0 or [::]
+    #[arg(long, env = "REGISTRY_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// The members the cluster starts with, itself included: ID=HOST:PEER_PORT,... [default: itself alone]
+    #[arg(long, env = "REGISTRY_MEMBERS", value_delimiter = ',', value_parser = parse_member)]
+    pub members: Vec<(u64, String)>,
+    /// Join a running cluster instead, as a learner: the peer address of any member
+    #[arg(long, env = "REGISTRY_JOIN", value_name = "HOST:PEER_PORT", conflicts_with = "members")]
+    pub join: Option<String>,
+    /// Reach a peer elsewhere than the cluster says: ID=HOST:PORT,...
+    #[arg(long, env = "REGISTRY_PEER_OVERRIDE", value_delimiter = ',', value_parser = parse_member)]
+    pub peer_override: Vec<(u64, String)>,
+    /// How often the leader is heard from, in milliseconds
+    #[arg(long, env = "REGISTRY_HEARTBEAT_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..))]
+    pub heartbeat_ms: u64,
+    /// Shortest election time-out, in milliseconds
+    #[arg(long, env = "REGISTRY_ELECTION_MIN_MS", default_value_t = 300)]
+    pub election_min_ms: u64,
+    /// Longest election time-out, in milliseconds
+    #[arg(long, env = "REGISTRY_ELECTION_MAX_MS", default_value_t = 600)]
+    pub election_max_ms: u64,
+    /// Take a snapshot every so many log entries
+    #[arg(long, env = "REGISTRY_SNAPSHOT_EVERY", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub snapshot_every: u64,
+    /// Log entries kept behind a snapshot, so that a node that lags a little needs no snapshot
+    #[arg(long, env = "REGISTRY_LOG_KEEP", default_value_t = 1_000)]
+    pub log_keep: u64,
+    /// Shortest lease that may be asked for, in milliseconds
+    #[arg(long, env = "REGISTRY_TTL_MIN_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(100..))]
+    pub ttl_min_ms: u32,
+}
+
+fn parse_member(text: &str) -> Result<(u64, String), String> {
+    let (id, address) = text.split_once('=').ok_or("say ID=HOST:PORT, as in 2=10.0.0.2:7091")?;
+    let id = id.trim().parse().map_err(|_| format!("{id:?} is no node id: say a number of 1 or more"))?;
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    match (id, port) {
+        (0, _) => Err("0 is no node id: ids start at 1".into()),
+        (_, None) => Err(format!("{address:?} has no port: say HOST:PORT")),
+        _ => Ok((id, address.trim().into())),
+    }
+}
+
+/// Why the flags cannot be used together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--id 0`.
+    #[error("0 is no node id: ids start at 1")]
+    Id,
+    /// The node is not among `--members`.
+    #[error("node {id} is not among --members {members:?}: add {id}=HOST:PEER_PORT, or use --join to join a running cluster")]
+    NotAMember {
+        /// This node.
+        id: u64,
+        /// The ids given.
+        members: Vec<u64>,
+    },
+    /// The same id twice.
+    #[error("--members names node {0} twice")]
+    Duplicate(u64),
+    /// The election range makes no sense with the heartbeat.
+    #[error("--election-min-ms {min} must be at least twice --heartbeat-ms {heartbeat} and below --election-max-ms {max}")]
+    Timers {
+        /// Heartbeat interval.
+        heartbeat: u64,
+        /// Shortest election time-out.
+        min: u64,
+        /// Longest election time-out.
+        max: u64,
+    },
+    /// Listening everywhere, and no address to tell others.
+    #[error("{0} is not an address others can connect to: say which is with --advertise HOST")]
+    Advertise(SocketAddr),
+}
+
+/// Everything a node needs to know, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node's id, at least 1.
+    pub id: u64,
+    /// Its name for people.
+    pub name: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Listening addresses.
+    pub rest: SocketAddr,
+    /// For gRPC clients.
+    pub grpc: SocketAddr,
+    /// For peers.
+    pub peer: SocketAddr,
+    /// How others reach this node.
+    pub advertise: Advertise,
+    /// How this node gets into a cluster when its directory is empty.
+    pub origin: Origin,
+    /// Peers that are reached elsewhere than the cluster says.
+    pub peer_override: BTreeMap<u64, String>,
+    /// Raft's clocks.
+    pub timers: Timers,
+    /// Log entries between two snapshots.
+    pub snapshot_every: u64,
+    /// Log entries kept behind a snapshot.
+    pub log_keep: u64,
+    /// What a caller may ask for.
+    pub limits: Limits,
+}
+
+/// Full URLs under which this node tells others to reach it.
+#[derive(Debug, Clone)]
+pub struct Advertise {
+    /// For REST clients.
+    pub rest: String,
+    /// For gRPC clients.
+    pub grpc: String,
+    /// For peers.
+    pub peer: String,
+}
+
+/// How an empty node becomes part of a cluster.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// With these members (id to peer address, itself included), once all of them are empty too.
+    Bootstrap(BTreeMap<u64, String>),
+    /// By being added to the cluster of this peer.
+    Join(String),
+}
+
+/// Raft's clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Timers {
+    /// Between two of the leader's heartbeats.
+    pub heartbeat: Duration,
+    /// Shortest election time-out.
+    pub election_min: Duration,
+    /// Longest; also how long a leader counts as confirmed after a quorum answered it.
+    pub election_max: Duration,
+}
+
+/// What a caller may ask for, each with its reason.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Shorter leases turn a scheduling hiccup into an expiry.
+    pub ttl_min: Duration,
+    /// A dead instance that stays listed longer than this is no lease any more.
+    pub ttl_max: Duration,
+    /// For callers that name none: three heartbeats of the legacy SDK.
+    pub ttl_default: Duration,
+    /// One record; keeps a command far below a log frame (96 KiB).
+    pub record_bytes_max: usize,
+    /// Metadata is for routing, not a database.
+    pub metadata_keys_max: usize,
+    /// One request; the largest legal one is a batch of heartbeats.
+    pub message_bytes_max: usize,
+    /// Request heads; hyper keeps them in memory.
+    pub head_bytes_max: usize,
+    /// Watchers a node serves; each costs a task and a stream.
+    pub watchers_max: usize,
+    /// Connections on one client port; a file descriptor each.
+    pub connections_max: usize,
+    /// Concurrent calls on one HTTP/2 connection.
+    pub streams_per_connection_max: u32,
+    /// Until the first byte and until the whole head of a request: a silent client must not hold a descriptor.
+    pub head_timeout: Duration,
+    /// How long a call waits for a leader; below the 5 s after which legacy clients give up.
+    pub call_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ttl_min: Duration::from_secs(3),
+            ttl_max: Duration::from_secs(3600),
+            ttl_default: Duration::from_secs(30),
+            record_bytes_max: 16 << 10,
+            metadata_keys_max: 64,
+            message_bytes_max: 1 << 20,
+            head_bytes_max: 64 << 10,
+            watchers_max: 10_000,
+            connections_max: 8_192,
+            streams_per_connection_max: 1_024,
+            head_timeout: Duration::from_secs(10),
+            call_timeout: Duration::from_secs(4),
+        }
+    }
+}
+
+impl Args {
+    /// Checks what the flags say together.
+    pub fn check(self) -> Result<Config, Error> {
+        if self.id == 0 {
+            return Err(Error::Id);
+        }
+        let advertise = Advertise {
+            rest: self.url(self.rest)?,
+            grpc: self.url(self.grpc)?,
+            peer: self.url(self.peer)?,
+        };
+        Ok(Config {
+            id: self.id,
+            name: self.name.clone().unwrap_or_else(|| format!("node-{}", self.id)),
+            origin: self.origin()?,
+            timers: self.timers()?,
+            limits: Limits { ttl_min: Duration::from_millis(self.ttl_min_ms.into()), ..Limits::default() },
+            peer_override: self.peer_override.into_iter().collect(),
+            snapshot_every: self.snapshot_every,
+            log_keep: self.log_keep,
+            dir: self.dir,
+            rest: self.rest,
+            grpc: self.grpc,
+            peer: self.peer,
+            advertise,
+        })
+    }
+
+    fn url(&self, listen: SocketAddr) -> Result<String, Error> {
+        match &self.advertise {
+            Some(host) => Ok(format!("http://{host}:{}", listen.port())),
+            None if listen.ip().is_unspecified() => Err(Error::Advertise(listen)),
+            None => Ok(format!("http://{listen}")),
+        }
+    }
+
+    fn origin(&self) -> Result<Origin, Error> {
+        if let Some(peer) = &self.join {
+            return Ok(Origin::Join(peer.clone()));
+        }
+        let mut members = BTreeMap::new();
+        for (id, address) in &self.members {
+            if members.insert(*id, address.clone()).is_some() {
+                return Err(Error::Duplicate(*id));
+            }
+        }
+        if members.is_empty() {
+            members.insert(self.id, self.peer.to_string());
+        }
+        if !members.contains_key(&self.id) {
+            return Err(Error::NotAMember { id: self.id, members: members.into_keys().collect() });
+        }
+        Ok(Origin::Bootstrap(members))
+    }
+
+    fn timers(&self) -> Result<Timers, Error> {
+        let (heartbeat, min, max) = (self.heartbeat_ms, self.election_min_ms, self.election_max_ms);
+        if min < 2 * heartbeat || max <= min {
+            return Err(Error::Timers { heartbeat, min, max });
+        }
+        let ms = Duration::from_millis;
+        Ok(Timers { heartbeat: ms(heartbeat), election_min: ms(min), election_max: ms(max) })
+    }
+}

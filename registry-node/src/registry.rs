@@ -1,0 +1,379 @@
+//! The use cases, one method each: what a caller of the registry can ask for, whichever protocol carried it and
+//! whichever node it reached.
+//!
+//! A write is proposed wherever the leader is; a linearizable read waits until this node has applied what the
+//! leader had committed when the read began; a heartbeat is renewed by the leader's lease keeper. Calls wait
+//! for a leader up to [`Limits::call_timeout`], so that a caller without fail-over of its own sees an election
+//! as a slow answer, not as an error.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    catalog::{Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec, Status},
+    config::Limits,
+    consensus::{self, Consensus, Effect},
+    lease::Keeper,
+    watch::{Hub, Watcher},
+};
+
+pub use crate::consensus::{Member, NodeStatus, Role};
+
+/// How long a watch waits for a revision that this node has not applied yet.
+const WATCH_CATCH_UP: Duration = Duration::from_secs(2);
+
+/// How long the readiness check may take to read; a node that needs longer is not ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An answer and what it is an answer about.
+#[derive(Debug, Clone)]
+pub struct Answer<T> {
+    /// Who answered, about which revision.
+    pub header: Header,
+    /// What was asked for.
+    pub value: T,
+}
+
+/// Comes with every answer.
+#[derive(Debug, Clone)]
+pub struct Header {
+    /// The cluster's id.
+    pub cluster_id: Arc<str>,
+    /// The node that answered.
+    pub node_id: u64,
+    /// Its Raft term.
+    pub term: u64,
+    /// The catalog's revision that the answer is about.
+    pub revision: u64,
+    /// Events up to here can no longer be replayed.
+    pub compact_revision: u64,
+    /// The leader, if one is known.
+    pub leader: Option<Member>,
+    /// Since this node last heard of a leader; zero on the leader.
+    pub age: Duration,
+}
+
+/// Who asks, for people to read later, and how to tell a repeated request.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// A name or an address.
+    pub by: String,
+    /// The caller's reason.
+    pub why: String,
+    /// Makes the request take effect at most once however often it is sent.
+    pub origin: Option<Origin>,
+    /// Whether the caller would only repeat the request when it hears nothing: then we do, while time lasts.
+    pub repeats: bool,
+}
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// As if there were one copy.
+    #[default]
+    Linearizable,
+    /// What this node has applied.
+    Stale,
+}
+
+/// A service and how many instances it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSummary {
+    /// Its name.
+    pub name: ServiceName,
+    /// Registered.
+    pub instances: usize,
+    /// Of these, up.
+    pub up: usize,
+}
+
+/// Why a call failed, in terms its caller can act on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// This node cannot answer correctly now.
+    #[error("this node is not ready: {why}")]
+    NotReady {
+        /// What it waits for.
+        why: String,
+    },
+    /// No leader could be found in time; nothing happened.
+    #[error("the cluster has no leader")]
+    NoLeader,
+    /// No answer in time; it may have happened.
+    #[error("the outcome is unknown: {why}")]
+    Unknown {
+        /// What went missing.
+        why: String,
+    },
+    /// No such instance.
+    #[error("instance {id} is not registered")]
+    NotFound {
+        /// The id asked for.
+        id: String,
+    },
+    /// The precondition on the revision does not hold.
+    #[error("the precondition does not hold: {}", match .current { Some(r) => format!("the instance is at revision {r}"), None => "the instance is not registered".into() })]
+    Precondition {
+        /// The record's `mod_rev`, if it is registered.
+        current: Option<u64>,
+    },
+    /// The call names an incarnation that has been replaced.
+    #[error("instance {id} has been registered again, at revision {current}")]
+    Superseded {
+        /// The instance.
+        id: String,
+        /// The incarnation that is registered.
+        current: u64,
+    },
+    /// The request says something that cannot be.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// Where.
+        field: String,
+        /// What and what would be right.
+        why: String,
+    },
+    /// A bound is reached.
+    #[error("too many {what}")]
+    Overloaded {
+        /// Of what.
+        what: String,
+    },
+    /// Not served.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+}
+
+impl Error {
+    /// A stable name: `reason` of ErrorInfo, `code` of problem+json.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotReady { .. } => "NOT_READY",
+            Self::NoLeader => "NO_LEADER",
+            Self::Unknown { .. } => "UNKNOWN_OUTCOME",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::Precondition { .. } => "PRECONDITION",
+            Self::Superseded { .. } => "SUPERSEDED",
+            Self::Invalid { .. } => "INVALID",
+            Self::Overloaded { .. } => "OVERLOADED",
+            Self::Unsupported { .. } => "UNSUPPORTED",
+        }
+    }
+
+    /// Whether the same call can succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotReady { .. } | Self::NoLeader | Self::Unknown { .. } | Self::Overloaded { .. })
+    }
+
+    /// Whether it is certain that nothing changed.
+    pub fn had_no_effect(&self) -> bool {
+        !matches!(self, Self::Unknown { .. })
+    }
+}
+
+impl From<consensus::Error> for Error {
+    fn from(error: consensus::Error) -> Self {
+        match error {
+            consensus::Error::NotReady { why } => Self::NotReady { why },
+            consensus::Error::NoLeader => Self::NoLeader,
+            consensus::Error::Unknown { why } => Self::Unknown { why },
+            consensus::Error::Overloaded { what } => Self::Overloaded { what },
+            consensus::Error::Refused { why } => Self::Invalid { field: "members".into(), why },
+        }
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid { field: invalid.field.into(), why: invalid.why }
+    }
+}
+
+/// A node's registry. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    consensus: Consensus,
+    hub: Hub,
+    keeper: Keeper,
+    limits: Arc<Limits>,
+}
+
+impl Registry {
+    /// Puts the use cases on top of their parts.
+    pub fn new(consensus: Consensus, hub: Hub, keeper: Keeper, limits: Arc<Limits>) -> Self {
+        Self { consensus, hub, keeper, limits }
+    }
+
+    /// Registers `spec` and grants its lease. With `expected`, only if the record is at that revision (0: not
+    /// registered at all).
+    pub async fn register(&self, spec: Spec, expected: Option<u64>, caller: Caller) -> Result<Answer<Arc<Record>>, Error> {
+        spec.validate(&self.limits)?;
+        let id = spec.id.clone();
+        match self.propose(Command::Register { spec, expected }, caller).await? {
+            Effect { outcome: Outcome::Registered(record), .. } => Ok(self.answer_at(record.mod_rev, record)),
+            other => Err(refusal(&id, other.outcome)),
+        }
+    }
+
+    /// Takes an instance out. With `reg_rev`, only that incarnation. The answer is whether something was there.
+    pub async fn deregister(&self, id: InstanceId, reg_rev: Option<u64>, caller: Caller) -> Result<Answer<bool>, Error> {
+        match self.propose(Command::Deregister { id: id.clone(), reg_rev }, caller).await? {
+            Effect { revision, outcome: Outcome::Deregistered { found } } => Ok(self.answer_at(revision, found)),
+            other => Err(refusal(&id, other.outcome)),
+        }
+    }
+
+    /// Changes an instance's status, keeping its incarnation.
+    pub async fn set_status(&self, id: InstanceId, status: Status, reg_rev: Option<u64>, caller: Caller) -> Result<Answer<Arc<Record>>, Error> {
+        match self.propose(Command::SetStatus { id: id.clone(), status, reg_rev }, caller).await? {
+            Effect { outcome: Outcome::StatusSet(record), revision } => Ok(self.answer_at(revision, record)),
+            other => Err(refusal(&id, other.outcome)),
+        }
+    }
+
+    /// Renews leases; one result a beat, in order: false means that the lease is gone and the instance must
+    /// register again.
+    pub async fn heartbeat(&self, beats: Vec<(InstanceId, Option<u64>)>) -> Result<Answer<Vec<bool>>, Error> {
+        let deadline = Instant::now() + self.limits.call_timeout;
+        let renewed = self.keeper.renew(&beats, deadline).await?;
+        Ok(Answer { header: self.header(), value: renewed })
+    }
+
+    /// The instances of a service, or of all, in order of their ids.
+    pub async fn list(&self, service: Option<ServiceName>, consistency: Consistency, min_revision: u64) -> Result<Answer<Vec<Arc<Record>>>, Error> {
+        self.fresh(consistency, min_revision).await?;
+        Ok(self.read(|catalog| catalog.list(service.as_ref())))
+    }
+
+    /// One instance.
+    pub async fn get(&self, id: InstanceId, consistency: Consistency, min_revision: u64) -> Result<Answer<Option<Arc<Record>>>, Error> {
+        self.fresh(consistency, min_revision).await?;
+        Ok(self.read(|catalog| catalog.get(&id).cloned()))
+    }
+
+    /// Services in order of their names.
+    pub async fn services(&self, consistency: Consistency, min_revision: u64) -> Result<Answer<Vec<ServiceSummary>>, Error> {
+        self.fresh(consistency, min_revision).await?;
+        Ok(self.read(|catalog| {
+            catalog.services().into_iter().map(|(name, instances, up)| ServiceSummary { name, instances, up }).collect()
+        }))
+    }
+
+    /// Follows the changes of a service, or of all, after a revision of a cluster. Whatever cannot be resumed
+    /// (another cluster, revision 0, behind the ring) starts with a reset.
+    pub async fn watch(&self, service: Option<ServiceName>, cluster_id: &str, after_revision: u64) -> Result<Watcher, Error> {
+        self.consensus.caught_up()?;
+        let resume = (cluster_id == &*self.consensus.cluster_id()).then_some(after_revision).filter(|r| *r > 0);
+        if let Some(revision) = resume {
+            self.hub.reached(revision, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| Error::NotReady {
+                why: format!("it has applied revision {at}, the watch continues from {revision}"),
+            })?;
+        }
+        let watcher = self.hub.watcher(service, resume, self.consensus.clone());
+        watcher.ok_or_else(|| Error::Overloaded { what: format!("watchers: this node serves {}", self.limits.watchers_max) })
+    }
+
+    /// What this node knows now.
+    pub fn header(&self) -> Header {
+        self.read(|_| ()).header
+    }
+
+    /// This node's state, for operators.
+    pub fn status(&self) -> NodeStatus {
+        self.consensus.status()
+    }
+
+    /// How many watchers follow this node.
+    pub fn watchers(&self) -> usize {
+        self.hub.watchers()
+    }
+
+    /// Whether this node answers linearizable reads now, proven by one; else why not.
+    pub async fn ready(&self) -> Result<(), String> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        self.consensus.read_barrier(deadline).await.map_err(|e| Error::from(e).to_string())
+    }
+
+    /// The members as this node last applied them.
+    pub fn members(&self) -> Answer<Vec<Member>> {
+        Answer { header: self.header(), value: self.consensus.members() }
+    }
+
+    /// Adds a node that receives the log and has no vote. The leader only.
+    pub async fn add_learner(&self, member: Member) -> Result<Answer<Vec<Member>>, Error> {
+        self.consensus.add_learner(member).await?;
+        Ok(self.members())
+    }
+
+    /// Gives a learner that has caught up a vote. The leader only.
+    pub async fn promote(&self, id: u64) -> Result<Answer<Vec<Member>>, Error> {
+        self.consensus.promote(id).await?;
+        Ok(self.members())
+    }
+
+    /// Takes a node out for good. The leader only.
+    pub async fn remove_member(&self, id: u64) -> Result<Answer<Vec<Member>>, Error> {
+        self.consensus.remove(id).await?;
+        Ok(self.members())
+    }
+
+    /// Hands leadership to a node, or to the most up to date. The leader only.
+    pub async fn transfer(&self, to: Option<u64>) -> Result<Answer<()>, Error> {
+        self.consensus.transfer(to).await?;
+        Ok(Answer { header: self.header(), value: () })
+    }
+
+    /// Takes a snapshot now; the answer is the log index it holds.
+    pub async fn snapshot(&self) -> Result<Answer<u64>, Error> {
+        let index = self.consensus.snapshot().await?;
+        Ok(Answer { header: self.header(), value: index })
+    }
+
+    async fn propose(&self, command: Command, caller: Caller) -> Result<Effect, Error> {
+        let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
+        let cause = Provenance { by: caller.by, why: caller.why, at_ms };
+        let deadline = Instant::now() + self.limits.call_timeout;
+        loop {
+            let proposal = Proposal { command: command.clone(), cause: cause.clone(), origin: caller.origin.clone() };
+            match self.consensus.propose(proposal, deadline).await {
+                Err(consensus::Error::Unknown { .. }) if caller.repeats && Instant::now() < deadline => continue,
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Waits until a read here is as fresh as asked for.
+    async fn fresh(&self, consistency: Consistency, min_revision: u64) -> Result<(), Error> {
+        let deadline = Instant::now() + self.limits.call_timeout;
+        match consistency {
+            Consistency::Linearizable => self.consensus.read_barrier(deadline).await?,
+            Consistency::Stale => self.consensus.caught_up()?,
+        }
+        self.hub.reached(min_revision, deadline).await.map_err(|at| Error::NotReady {
+            why: format!("it has applied revision {at}, the read asks for {min_revision}"),
+        })
+    }
+
+    fn read<T>(&self, query: impl FnOnce(&crate::catalog::Catalog) -> T) -> Answer<T> {
+        let (revision, value) = self.hub.read(|catalog| (catalog.revision(), query(catalog)));
+        self.answer_at(revision, value)
+    }
+
+    fn answer_at<T>(&self, revision: u64, value: T) -> Answer<T> {
+        let compact_revision = self.hub.compact_revision();
+        Answer { header: self.consensus.header(revision, compact_revision), value }
+    }
+}
+
+fn refusal(id: &InstanceId, outcome: Outcome) -> Error {
+    match outcome {
+        Outcome::Refused(Refusal::NotFound) => Error::NotFound { id: id.to_string() },
+        Outcome::Refused(Refusal::Precondition { current }) => Error::Precondition { current },
+        Outcome::Refused(Refusal::Superseded { current }) => Error::Superseded { id: id.to_string(), current },
+        other => unreachable!("a call about {id} was answered with {other:?}"),
+    }
+}
