@@ -1,0 +1,86 @@
+//! The one error of the SDK. Every call is a remote call, so what can go wrong is the same everywhere, and a
+//! caller asks of all of it the same two questions: may I try again, and did anything happen?
+
+use std::fmt;
+
+/// Why a call failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    code: Code,
+    message: String,
+    retryable: bool,
+    had_no_effect: bool,
+}
+
+/// Stable names of failures, as the registry sends them: `ErrorInfo.reason` over gRPC, `code` over REST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request itself is wrong; the message says which part.
+    InvalidArgument,
+    /// The instance is not registered.
+    NotFound,
+    /// `expected_revision` did not match.
+    Precondition,
+    /// Another incarnation holds the id: `reg_rev` did not match.
+    Superseded,
+    /// The lease has run out; register again.
+    LeaseLost,
+    /// A limit of the registry is reached.
+    ResourceExhausted,
+    /// Nobody could take the request: no node reachable, no leader, or the node is not ready.
+    Unavailable,
+    /// No answer in time.
+    Timeout,
+    /// The registry does not offer this call.
+    Unimplemented,
+    /// The registry, or what stands between, answered something that cannot be understood.
+    Internal,
+}
+
+impl Error {
+    /// Whether the same call may succeed later. A write that may have taken effect is retryable only when
+    /// repeating it changes nothing.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// Whether the call certainly changed nothing. False means the outcome is unknown.
+    pub fn had_no_effect(&self) -> bool {
+        self.had_no_effect
+    }
+
+    /// What kind of failure it is.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The request is wrong and was not sent, or the registry refused it as wrong.
+    pub(crate) fn invalid(message: impl Into<String>) -> Error {
+        Error { code: Code::InvalidArgument, message: message.into(), retryable: false, had_no_effect: true }
+    }
+}
+
+impl Code {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::InvalidArgument => "INVALID_ARGUMENT",
+            Code::NotFound => "NOT_FOUND",
+            Code::Precondition => "PRECONDITION",
+            Code::Superseded => "SUPERSEDED",
+            Code::LeaseLost => "LEASE_LOST",
+            Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Code::Unavailable => "UNAVAILABLE",
+            Code::Timeout => "DEADLINE_EXCEEDED",
+            Code::Unimplemented => "UNIMPLEMENTED",
+            Code::Internal => "INTERNAL",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
