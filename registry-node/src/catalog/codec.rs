@@ -1,0 +1,560 @@
+//! What of the catalog leaves memory: proposals, outcomes and snapshots, each sealed in an envelope.
+//!
+//! The structs here are frozen: version 1 is what they are, for ever. A change to the types above is a `V2` here,
+//! with a conversion from `V1`, and a golden test beside the old one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Catalog;
+use super::sessions::Session;
+use super::types::{
+    Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec, Status,
+};
+use crate::envelope::{self, Kind};
+
+/// The version written, and the newest one read.
+const VERSION: u16 = 1;
+
+/// A chunk of a snapshot is closed when it reaches this size, its envelope included, unless a single item is
+/// larger: it fits a frame of the store.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Why chunks are not a snapshot of a catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A chunk cannot be read.
+    #[error("chunk {chunk} of the snapshot")]
+    Chunk {
+        /// Which, from 0.
+        chunk: usize,
+        /// Why.
+        source: envelope::Error,
+    },
+    /// The first chunk does not begin with the header, or a later one has another.
+    #[error("snapshot has {found} headers where one at its start belongs")]
+    Header {
+        /// How many there are at the place in question.
+        found: usize,
+    },
+    /// Something is missing or there twice.
+    #[error("snapshot says {said} {what}, {found} are there")]
+    Count {
+        /// Of what.
+        what: &'static str,
+        /// By the header.
+        said: u64,
+        /// By counting.
+        found: u64,
+    },
+    /// All is there, and it is not what was written.
+    #[error("snapshot says hash {said:#018x}, its records give {found:#018x}")]
+    Hash {
+        /// By the header.
+        said: u64,
+        /// By hashing.
+        found: u64,
+    },
+}
+
+/// The proposal as it is replicated.
+pub fn encode_proposal(proposal: &Proposal) -> Vec<u8> {
+    envelope::seal(Kind::COMMAND, VERSION, &ProposalV1::from(proposal))
+}
+
+/// Reads what [`encode_proposal`] wrote.
+pub fn decode_proposal(bytes: &[u8]) -> Result<Proposal, envelope::Error> {
+    let proposal: ProposalV1 = open(bytes, Kind::COMMAND)?;
+    proposal.try_into().map_err(invalid)
+}
+
+/// The outcome as one node tells it to another.
+pub fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
+    envelope::seal(Kind::OUTCOME, VERSION, &OutcomeV1::from(outcome))
+}
+
+/// Reads what [`encode_outcome`] wrote.
+pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, envelope::Error> {
+    let outcome: OutcomeV1 = open(bytes, Kind::OUTCOME)?;
+    outcome.try_into().map_err(invalid)
+}
+
+/// The record's part of [`Catalog::hash`]: FNV-1a (64 bit) of its bytes in version 1, mixed.
+pub fn record_hash(record: &Record) -> u64 {
+    let bytes = envelope::encode(&RecordV1::from(record));
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv))
+}
+
+/// The finaliser of SplitMix64: every bit of the input moves every bit of the result.
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+impl Catalog {
+    /// The whole catalog as sealed chunks of at most 64 KiB each (a larger item stands alone): first the header,
+    /// then records by id, then what makes retries apply once. Equal catalogs give equal chunks.
+    pub fn to_chunks(&self) -> Vec<Vec<u8>> {
+        let mut chunks = Chunks::default();
+        chunks.push(&ItemV1::Header(HeaderV1::of(self)));
+        for record in self.records() {
+            chunks.push(&ItemV1::Record(RecordV1::from(record.as_ref())));
+        }
+        for (client, session) in self.sessions.iter() {
+            let (used, forgotten) = (session.used, session.forgotten);
+            chunks.push(&ItemV1::Session { client: client.clone(), used, forgotten });
+            for (seq, outcome) in &session.outcomes {
+                chunks.push(&ItemV1::Outcome { client: client.clone(), seq: *seq, outcome: outcome.into() });
+            }
+        }
+        chunks.finish()
+    }
+
+    /// Rebuilds the catalog from the chunks of [`Catalog::to_chunks`], in their order. Nothing is believed that
+    /// the header does not confirm: counts and hash.
+    pub fn from_chunks<B: AsRef<[u8]>>(chunks: impl IntoIterator<Item = B>) -> Result<Catalog, RestoreError> {
+        let mut restore = Restore::default();
+        for (chunk, bytes) in chunks.into_iter().enumerate() {
+            let items = open_chunk(bytes.as_ref()).map_err(|source| RestoreError::Chunk { chunk, source })?;
+            for item in items {
+                restore.take(chunk, item)?;
+            }
+        }
+        restore.finish()
+    }
+}
+
+/// Items, packed.
+#[derive(Default)]
+struct Chunks {
+    sealed: Vec<Vec<u8>>,
+    /// Payload of the chunk under way: the items' own encodings, one after the other.
+    open: Vec<u8>,
+}
+
+impl Chunks {
+    fn push(&mut self, item: &ItemV1) {
+        let item = envelope::encode(item);
+        let room = CHUNK_BYTES - envelope::HEADER_BYTES;
+        if !self.open.is_empty() && self.open.len() + item.len() + LENGTH_BYTES > room {
+            self.close();
+        }
+        self.open.extend_from_slice(&(item.len() as u32).to_le_bytes());
+        self.open.extend_from_slice(&item);
+    }
+
+    fn close(&mut self) {
+        let payload = std::mem::take(&mut self.open);
+        self.sealed.push(envelope::seal_bytes(Kind::RECORDS, VERSION, &payload));
+    }
+
+    fn finish(mut self) -> Vec<Vec<u8>> {
+        self.close();
+        self.sealed
+    }
+}
+
+/// Each item of a chunk is preceded by its length.
+const LENGTH_BYTES: usize = 4;
+
+fn open_chunk(bytes: &[u8]) -> Result<Vec<ItemV1>, envelope::Error> {
+    let (version, mut rest) = envelope::open(bytes, Kind::RECORDS)?;
+    envelope::require_version(Kind::RECORDS, version, VERSION)?;
+    let cut = || envelope::Error::Payload("an item is cut off".to_owned());
+    let mut items = Vec::new();
+    while !rest.is_empty() {
+        let (length, after) = rest.split_first_chunk::<LENGTH_BYTES>().ok_or_else(cut)?;
+        let (item, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(cut)?;
+        items.push(envelope::decode(item)?);
+        rest = after;
+    }
+    Ok(items)
+}
+
+/// A catalog under reconstruction.
+#[derive(Default)]
+struct Restore {
+    header: Option<HeaderV1>,
+    catalog: Catalog,
+    records: u64,
+    outcomes: u64,
+    sessions: u64,
+}
+
+impl Restore {
+    fn take(&mut self, chunk: usize, item: ItemV1) -> Result<(), RestoreError> {
+        let broken = |error: Invalid| RestoreError::Chunk { chunk, source: invalid(error) };
+        match (item, self.header.is_some()) {
+            (ItemV1::Header(header), false) => self.header = Some(header),
+            (ItemV1::Header(_), true) => return Err(RestoreError::Header { found: 2 }),
+            (_, false) => return Err(RestoreError::Header { found: 0 }),
+            (ItemV1::Record(record), true) => self.take_record(record.try_into().map_err(broken)?),
+            (ItemV1::Session { client, used, forgotten }, true) => {
+                self.sessions += 1;
+                self.catalog.sessions.insert(client, Session { used, forgotten, outcomes: BTreeMap::new() });
+            }
+            (ItemV1::Outcome { client, seq, outcome }, true) => {
+                let outcome = outcome.try_into().map_err(broken)?;
+                self.outcomes += u64::from(self.catalog.sessions.insert_outcome(&client, seq, outcome));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_record(&mut self, record: Record) {
+        // A second record of an id is not put: the count will tell.
+        if self.catalog.get(&record.spec.id).is_none() {
+            self.records += 1;
+            self.catalog.put(Arc::new(record));
+        }
+    }
+
+    fn finish(mut self) -> Result<Catalog, RestoreError> {
+        let header = self.header.take().ok_or(RestoreError::Header { found: 0 })?;
+        check_count("records", header.records, self.records)?;
+        check_count("clients", header.sessions, self.sessions)?;
+        check_count("outcomes", header.outcomes, self.outcomes)?;
+        self.catalog.revision = header.revision;
+        self.catalog.feature_level = header.feature_level;
+        match self.catalog.hash() {
+            found if found == header.hash => Ok(self.catalog),
+            found => Err(RestoreError::Hash { said: header.hash, found }),
+        }
+    }
+}
+
+fn check_count(what: &'static str, said: u64, found: u64) -> Result<(), RestoreError> {
+    if said != found {
+        return Err(RestoreError::Count { what, said, found });
+    }
+    Ok(())
+}
+
+fn open<T: serde::de::DeserializeOwned>(bytes: &[u8], kind: Kind) -> Result<T, envelope::Error> {
+    let (version, payload) = envelope::open(bytes, kind)?;
+    envelope::require_version(kind, version, VERSION)?;
+    envelope::decode(payload)
+}
+
+fn invalid(error: Invalid) -> envelope::Error {
+    envelope::Error::Payload(error.to_string())
+}
+
+// ---- frozen: version 1 ----
+
+#[derive(Serialize, Deserialize)]
+enum ItemV1 {
+    Header(HeaderV1),
+    Record(RecordV1),
+    Session { client: String, used: u64, forgotten: u64 },
+    Outcome { client: String, seq: u64, outcome: OutcomeV1 },
+}
+
+#[derive(Serialize, Deserialize)]
+struct HeaderV1 {
+    revision: u64,
+    feature_level: u32,
+    hash: u64,
+    records: u64,
+    sessions: u64,
+    outcomes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProposalV1 {
+    command: CommandV1,
+    cause: ProvenanceV1,
+    origin: Option<OriginV1>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum CommandV1 {
+    Register { spec: SpecV1, expected: Option<u64> },
+    Deregister { id: String, reg_rev: Option<u64> },
+    SetStatus { id: String, status: StatusV1, reg_rev: Option<u64> },
+    Expire { term: u64, victims: Vec<(String, u64)> },
+    SetFeatureLevel { level: u32 },
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProvenanceV1 {
+    by: String,
+    why: String,
+    at_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OriginV1 {
+    client: String,
+    seq: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SpecV1 {
+    id: String,
+    service: String,
+    host: String,
+    port: u16,
+    url: String,
+    health_path: String,
+    ttl_ms: u32,
+    weight: u32,
+    zone: String,
+    version: String,
+    tags: Vec<String>,
+    metadata: BTreeMap<String, String>,
+    status: StatusV1,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordV1 {
+    spec: SpecV1,
+    reg_rev: u64,
+    mod_rev: u64,
+    changed: ProvenanceV1,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum StatusV1 {
+    Up,
+    Draining,
+    Maintenance,
+}
+
+#[derive(Serialize, Deserialize)]
+enum OutcomeV1 {
+    Registered(RecordV1),
+    Deregistered { found: bool },
+    StatusSet(RecordV1),
+    Expired { ids: Vec<String> },
+    FeatureLevel(u32),
+    Refused(RefusalV1),
+}
+
+#[derive(Serialize, Deserialize)]
+enum RefusalV1 {
+    Precondition { current: Option<u64> },
+    NotFound,
+    Superseded { current: u64 },
+    StaleTerm,
+    StaleSequence,
+}
+
+impl HeaderV1 {
+    fn of(catalog: &Catalog) -> HeaderV1 {
+        let outcomes = catalog.sessions.iter().map(|(_, session)| session.outcomes.len() as u64).sum();
+        HeaderV1 {
+            revision: catalog.revision,
+            feature_level: catalog.feature_level,
+            hash: catalog.hash(),
+            records: catalog.len() as u64,
+            sessions: catalog.sessions.iter().count() as u64,
+            outcomes,
+        }
+    }
+}
+
+impl From<&Proposal> for ProposalV1 {
+    fn from(proposal: &Proposal) -> ProposalV1 {
+        ProposalV1 {
+            command: (&proposal.command).into(),
+            cause: (&proposal.cause).into(),
+            origin: proposal.origin.as_ref().map(|Origin { client, seq }| OriginV1 { client: client.clone(), seq: *seq }),
+        }
+    }
+}
+
+impl TryFrom<ProposalV1> for Proposal {
+    type Error = Invalid;
+    fn try_from(proposal: ProposalV1) -> Result<Proposal, Invalid> {
+        Ok(Proposal {
+            command: proposal.command.try_into()?,
+            cause: proposal.cause.into(),
+            origin: proposal.origin.map(|OriginV1 { client, seq }| Origin { client, seq }),
+        })
+    }
+}
+
+impl From<&Command> for CommandV1 {
+    fn from(command: &Command) -> CommandV1 {
+        match command {
+            Command::Register { spec, expected } => {
+                CommandV1::Register { spec: spec.into(), expected: *expected }
+            }
+            Command::Deregister { id, reg_rev } => CommandV1::Deregister { id: id.to_string(), reg_rev: *reg_rev },
+            Command::SetStatus { id, status, reg_rev } => {
+                CommandV1::SetStatus { id: id.to_string(), status: (*status).into(), reg_rev: *reg_rev }
+            }
+            Command::Expire { term, victims } => CommandV1::Expire {
+                term: *term,
+                victims: victims.iter().map(|(id, reg_rev)| (id.to_string(), *reg_rev)).collect(),
+            },
+            Command::SetFeatureLevel { level } => CommandV1::SetFeatureLevel { level: *level },
+        }
+    }
+}
+
+impl TryFrom<CommandV1> for Command {
+    type Error = Invalid;
+    fn try_from(command: CommandV1) -> Result<Command, Invalid> {
+        Ok(match command {
+            CommandV1::Register { spec, expected } => Command::Register { spec: spec.try_into()?, expected },
+            CommandV1::Deregister { id, reg_rev } => Command::Deregister { id: id.try_into()?, reg_rev },
+            CommandV1::SetStatus { id, status, reg_rev } => {
+                Command::SetStatus { id: id.try_into()?, status: status.into(), reg_rev }
+            }
+            CommandV1::Expire { term, victims } => {
+                let victims = victims.into_iter().map(|(id, reg_rev)| Ok((id.try_into()?, reg_rev)));
+                Command::Expire { term, victims: victims.collect::<Result<_, Invalid>>()? }
+            }
+            CommandV1::SetFeatureLevel { level } => Command::SetFeatureLevel { level },
+        })
+    }
+}
+
+impl From<&Provenance> for ProvenanceV1 {
+    fn from(provenance: &Provenance) -> ProvenanceV1 {
+        let Provenance { by, why, at_ms } = provenance.clone();
+        ProvenanceV1 { by, why, at_ms }
+    }
+}
+
+impl From<ProvenanceV1> for Provenance {
+    fn from(ProvenanceV1 { by, why, at_ms }: ProvenanceV1) -> Provenance {
+        Provenance { by, why, at_ms }
+    }
+}
+
+impl From<&Spec> for SpecV1 {
+    fn from(spec: &Spec) -> SpecV1 {
+        let spec = spec.clone();
+        SpecV1 {
+            id: spec.id.into(),
+            service: spec.service.into(),
+            host: spec.host,
+            port: spec.port,
+            url: spec.url,
+            health_path: spec.health_path,
+            ttl_ms: spec.ttl_ms,
+            weight: spec.weight,
+            zone: spec.zone,
+            version: spec.version,
+            tags: spec.tags,
+            metadata: spec.metadata,
+            status: spec.status.into(),
+        }
+    }
+}
+
+impl TryFrom<SpecV1> for Spec {
+    type Error = Invalid;
+    fn try_from(spec: SpecV1) -> Result<Spec, Invalid> {
+        Ok(Spec {
+            id: InstanceId::new(spec.id)?,
+            service: ServiceName::new(spec.service)?,
+            host: spec.host,
+            port: spec.port,
+            url: spec.url,
+            health_path: spec.health_path,
+            ttl_ms: spec.ttl_ms,
+            weight: spec.weight,
+            zone: spec.zone,
+            version: spec.version,
+            tags: spec.tags,
+            metadata: spec.metadata,
+            status: spec.status.into(),
+        })
+    }
+}
+
+impl From<&Record> for RecordV1 {
+    fn from(record: &Record) -> RecordV1 {
+        let (reg_rev, mod_rev) = (record.reg_rev, record.mod_rev);
+        RecordV1 { spec: (&record.spec).into(), reg_rev, mod_rev, changed: (&record.changed).into() }
+    }
+}
+
+impl TryFrom<RecordV1> for Record {
+    type Error = Invalid;
+    fn try_from(record: RecordV1) -> Result<Record, Invalid> {
+        let (reg_rev, mod_rev) = (record.reg_rev, record.mod_rev);
+        Ok(Record { spec: record.spec.try_into()?, reg_rev, mod_rev, changed: record.changed.into() })
+    }
+}
+
+impl From<Status> for StatusV1 {
+    fn from(status: Status) -> StatusV1 {
+        match status {
+            Status::Up => StatusV1::Up,
+            Status::Draining => StatusV1::Draining,
+            Status::Maintenance => StatusV1::Maintenance,
+        }
+    }
+}
+
+impl From<StatusV1> for Status {
+    fn from(status: StatusV1) -> Status {
+        match status {
+            StatusV1::Up => Status::Up,
+            StatusV1::Draining => Status::Draining,
+            StatusV1::Maintenance => Status::Maintenance,
+        }
+    }
+}
+
+impl From<&Outcome> for OutcomeV1 {
+    fn from(outcome: &Outcome) -> OutcomeV1 {
+        match outcome {
+            Outcome::Registered(record) => OutcomeV1::Registered(record.as_ref().into()),
+            Outcome::Deregistered { found } => OutcomeV1::Deregistered { found: *found },
+            Outcome::StatusSet(record) => OutcomeV1::StatusSet(record.as_ref().into()),
+            Outcome::Expired { ids } => OutcomeV1::Expired { ids: ids.iter().map(InstanceId::to_string).collect() },
+            Outcome::FeatureLevel(level) => OutcomeV1::FeatureLevel(*level),
+            Outcome::Refused(refusal) => OutcomeV1::Refused(refusal.into()),
+        }
+    }
+}
+
+impl TryFrom<OutcomeV1> for Outcome {
+    type Error = Invalid;
+    fn try_from(outcome: OutcomeV1) -> Result<Outcome, Invalid> {
+        Ok(match outcome {
+            OutcomeV1::Registered(record) => Outcome::Registered(Arc::new(record.try_into()?)),
+            OutcomeV1::Deregistered { found } => Outcome::Deregistered { found },
+            OutcomeV1::StatusSet(record) => Outcome::StatusSet(Arc::new(record.try_into()?)),
+            OutcomeV1::Expired { ids } => {
+                Outcome::Expired { ids: ids.into_iter().map(InstanceId::new).collect::<Result<_, Invalid>>()? }
+            }
+            OutcomeV1::FeatureLevel(level) => Outcome::FeatureLevel(level),
+            OutcomeV1::Refused(refusal) => Outcome::Refused(refusal.into()),
+        })
+    }
+}
+
+impl From<&Refusal> for RefusalV1 {
+    fn from(refusal: &Refusal) -> RefusalV1 {
+        match refusal {
+            Refusal::Precondition { current } => RefusalV1::Precondition { current: *current },
+            Refusal::NotFound => RefusalV1::NotFound,
+            Refusal::Superseded { current } => RefusalV1::Superseded { current: *current },
+            Refusal::StaleTerm => RefusalV1::StaleTerm,
+            Refusal::StaleSequence => RefusalV1::StaleSequence,
+        }
+    }
+}
+
+impl From<RefusalV1> for Refusal {
+    fn from(refusal: RefusalV1) -> Refusal {
+        match refusal {
+            RefusalV1::Precondition { current } => Refusal::Precondition { current },
+            RefusalV1::NotFound => Refusal::NotFound,
+            RefusalV1::Superseded { current } => Refusal::Superseded { current },
+            RefusalV1::StaleTerm => Refusal::StaleTerm,
+            RefusalV1::StaleSequence => Refusal::StaleSequence,
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The catalog: who is registered, as a pure state machine.
+//!
+//! Every node applies the same proposals in the same order and must arrive at the same bytes: no clock, no
+//! randomness, no I/O, no order of a hash map. Revisions are the catalog's own time: one per command that changed
+//! something, and each comes with at least one event, so watchers can tell that they miss none.
+//!
+//! `types` is the vocabulary, `sessions` makes retries apply once, `codec` is what leaves memory.
+
+mod codec;
+mod sessions;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sessions::Sessions;
+
+pub use codec::{RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal};
+pub use types::{
+    Applied, Command, Event, EventKind, InstanceId, Invalid, NAME_BYTES_MAX, Origin, Outcome, Proposal, Provenance,
+    Record, Refusal, ServiceName, ServiceSummary, Spec, SpecLimits, Status, TTL_MS_MAX, WEIGHT_DEFAULT, WEIGHT_MAX,
+};
+
+/// The registered instances at one revision. A clone shares its records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    revision: u64,
+    feature_level: u32,
+    records: BTreeMap<InstanceId, Arc<Record>>,
+    /// The ids of each service that has any; the same instances as in `records`.
+    services: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
+    sessions: Sessions,
+    /// Wrapping sum of [`codec::record_hash`] over `records`: order does not matter, removal subtracts.
+    records_hash: u64,
+}
+
+impl Catalog {
+    /// Applies a proposal from an entry of `entry_term`. Whatever it asks, the answer is the same on every node
+    /// whose catalog is the same.
+    pub fn apply(&mut self, entry_term: u64, proposal: &Proposal) -> Applied {
+        if let Some(outcome) = proposal.origin.as_ref().and_then(|origin| self.sessions.recall(origin)) {
+            return Applied { revision: self.revision, outcome, events: Vec::new() };
+        }
+        let (outcome, events) = self.execute(entry_term, &proposal.command, &proposal.cause);
+        if let Some(origin) = &proposal.origin {
+            self.sessions.remember(origin, self.revision, outcome.clone());
+        }
+        Applied { revision: self.revision, outcome, events }
+    }
+
+    /// How many commands changed something.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What every member is known to understand.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
+    /// The record of `id`.
+    pub fn get(&self, id: &InstanceId) -> Option<&Arc<Record>> {
+        self.records.get(id)
+    }
+
+    /// All records, or those of one service, by id.
+    pub fn list(&self, service: Option<&ServiceName>) -> Vec<Arc<Record>> {
+        match service {
+            None => self.records.values().cloned().collect(),
+            Some(service) => self.members(service).cloned().collect(),
+        }
+    }
+
+    /// Every service that has an instance, by name.
+    pub fn services(&self) -> Vec<ServiceSummary> {
+        let summary = |name: &ServiceName| ServiceSummary {
+            name: name.clone(),
+            instances: self.members(name).count() as u32,
+            up: self.members(name).filter(|record| record.spec.status == Status::Up).count() as u32,
+        };
+        self.services.keys().map(summary).collect()
+    }
+
+    /// All records, by id.
+    pub fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.records.values()
+    }
+
+    /// How many instances are registered.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// A hash of the revision and of every record, the same on every node that applied the same proposals:
+    /// `mix(mix(revision) + sum of mix(fnv1a(record)))`, wrapping, over each record's stored bytes in version 1.
+    /// `mix` is the finaliser of SplitMix64 (Steele, Lea, Flood 2014). It finds accidents, not attackers.
+    pub fn hash(&self) -> u64 {
+        codec::mix(codec::mix(self.revision).wrapping_add(self.records_hash))
+    }
+
+    fn execute(&mut self, entry_term: u64, command: &Command, cause: &Provenance) -> (Outcome, Vec<Event>) {
+        match command {
+            Command::Register { spec, expected } => self.register(spec, *expected, cause),
+            Command::Deregister { id, reg_rev } => self.deregister(id, *reg_rev, cause),
+            Command::SetStatus { id, status, reg_rev } => self.set_status(id, *status, *reg_rev, cause),
+            Command::Expire { term, .. } if *term != entry_term => refused(Refusal::StaleTerm),
+            Command::Expire { victims, .. } => self.expire(victims, cause),
+            Command::SetFeatureLevel { level } => {
+                self.feature_level = self.feature_level.max(*level);
+                (Outcome::FeatureLevel(self.feature_level), Vec::new())
+            }
+        }
+    }
+
+    fn register(&mut self, spec: &Spec, expected: Option<u64>, cause: &Provenance) -> (Outcome, Vec<Event>) {
+        let previous = self.records.get(&spec.id).cloned();
+        let current = previous.as_ref().map(|record| record.mod_rev);
+        if expected.is_some_and(|expected| expected != current.unwrap_or(0)) {
+            return refused(Refusal::Precondition { current });
+        }
+        self.revision += 1;
+        let mut events = Vec::with_capacity(1);
+        if let Some(previous) = previous.filter(|record| record.spec.service != spec.service) {
+            self.take(&spec.id);
+            events.push(self.event(EventKind::Delete, previous, cause));
+        }
+        let (reg_rev, mod_rev) = (self.revision, self.revision);
+        let record = Arc::new(Record { spec: spec.clone(), reg_rev, mod_rev, changed: cause.clone() });
+        self.put(record.clone());
+        events.push(self.event(EventKind::Put, record.clone(), cause));
+        (Outcome::Registered(record), events)
+    }
+
+    fn deregister(&mut self, id: &InstanceId, reg_rev: Option<u64>, cause: &Provenance) -> (Outcome, Vec<Event>) {
+        match self.incarnation(id, reg_rev) {
+            Err(Refusal::NotFound) => (Outcome::Deregistered { found: false }, Vec::new()),
+            Err(refusal) => refused(refusal),
+            Ok(record) => {
+                self.revision += 1;
+                self.take(id);
+                (Outcome::Deregistered { found: true }, vec![self.event(EventKind::Delete, record, cause)])
+            }
+        }
+    }
+
+    fn set_status(
+        &mut self,
+        id: &InstanceId,
+        status: Status,
+        reg_rev: Option<u64>,
+        cause: &Provenance,
+    ) -> (Outcome, Vec<Event>) {
+        let record = match self.incarnation(id, reg_rev) {
+            Err(refusal) => return refused(refusal),
+            Ok(record) if record.spec.status == status => return (Outcome::StatusSet(record), Vec::new()),
+            Ok(record) => record,
+        };
+        self.revision += 1;
+        let mut changed = Record::clone(&record);
+        changed.spec.status = status;
+        changed.mod_rev = self.revision;
+        changed.changed = cause.clone();
+        let record = Arc::new(changed);
+        self.put(record.clone());
+        (Outcome::StatusSet(record.clone()), vec![self.event(EventKind::Put, record, cause)])
+    }
+
+    fn expire(&mut self, victims: &[(InstanceId, u64)], cause: &Provenance) -> (Outcome, Vec<Event>) {
+        let mut gone = Vec::new();
+        for (id, reg_rev) in victims {
+            if self.incarnation(id, Some(*reg_rev)).is_ok() {
+                gone.extend(self.take(id));
+            }
+        }
+        if !gone.is_empty() {
+            self.revision += 1;
+        }
+        let ids = gone.iter().map(|record| record.spec.id.clone()).collect();
+        let events = gone.into_iter().map(|record| self.event(EventKind::Expire, record, cause)).collect();
+        (Outcome::Expired { ids }, events)
+    }
+
+    /// The record of `id` if it is the incarnation `reg_rev`, or any when that is none.
+    fn incarnation(&self, id: &InstanceId, reg_rev: Option<u64>) -> Result<Arc<Record>, Refusal> {
+        let record = self.records.get(id).ok_or(Refusal::NotFound)?;
+        if reg_rev.is_some_and(|reg_rev| reg_rev != record.reg_rev) {
+            return Err(Refusal::Superseded { current: record.reg_rev });
+        }
+        Ok(record.clone())
+    }
+
+    fn event(&self, kind: EventKind, record: Arc<Record>, cause: &Provenance) -> Event {
+        Event { revision: self.revision, kind, record, cause: cause.clone() }
+    }
+
+    fn members(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Record>> {
+        let ids = self.services.get(service).into_iter().flatten();
+        ids.map(|id| self.records.get(id).expect("`services` names only ids of `records`"))
+    }
+
+    /// Puts a record in, in place of one of the same id and service.
+    fn put(&mut self, record: Arc<Record>) {
+        let (id, service) = (record.spec.id.clone(), record.spec.service.clone());
+        self.records_hash = self.records_hash.wrapping_add(codec::record_hash(&record));
+        if let Some(previous) = self.records.insert(id.clone(), record) {
+            assert_eq!(previous.spec.service, service, "{id} moved without leaving its service");
+            self.records_hash = self.records_hash.wrapping_sub(codec::record_hash(&previous));
+        }
+        self.services.entry(service).or_default().insert(id);
+    }
+
+    fn take(&mut self, id: &InstanceId) -> Option<Arc<Record>> {
+        let record = self.records.remove(id)?;
+        self.records_hash = self.records_hash.wrapping_sub(codec::record_hash(&record));
+        let ids = self.services.get_mut(&record.spec.service).expect("each record's service is in `services`");
+        ids.remove(id);
+        if ids.is_empty() {
+            self.services.remove(&record.spec.service);
+        }
+        Some(record)
+    }
+}
+
+fn refused(refusal: Refusal) -> (Outcome, Vec<Event>) {
+    (Outcome::Refused(refusal), Vec::new())
+}

@@ -1,0 +1,485 @@
+//! The catalog's vocabulary: what is registered, what may be commanded, what came of it.
+//!
+//! Names are valid by construction. The serde forms here are for in-process bounds only; what is stored or sent
+//! goes through `codec`, whose structs are frozen.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest instance id or service name, in bytes: they are keys of maps, log fields and path segments.
+pub const NAME_BYTES_MAX: usize = 256;
+/// Longest lease: an instance that died is listed at most this long, whatever it asked for.
+pub const TTL_MS_MAX: u32 = 3_600_000;
+/// The greatest weight. With the least, 1, it spans three orders of magnitude.
+pub const WEIGHT_MAX: u32 = 1_000;
+/// The weight of an instance that names none.
+pub const WEIGHT_DEFAULT: u32 = 100;
+
+/// Why a value is not acceptable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {why}")]
+pub struct Invalid {
+    /// The field, by its name in the API.
+    pub field: &'static str,
+    /// What is wrong with it, to follow the field's name: "is empty".
+    pub why: String,
+}
+
+impl Invalid {
+    /// `field` is wrong because `why`.
+    pub fn new(field: &'static str, why: impl Into<String>) -> Invalid {
+        Invalid { field, why: why.into() }
+    }
+}
+
+/// Names one instance in the whole catalog: 1..=256 bytes without control characters. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceId(Arc<str>);
+
+impl InstanceId {
+    /// Checks `id`.
+    pub fn new(id: impl AsRef<str>) -> Result<InstanceId, Invalid> {
+        checked_name("id", id.as_ref()).map(InstanceId)
+    }
+
+    /// The id itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names a service: 1..=256 bytes without control characters. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServiceName(Arc<str>);
+
+impl ServiceName {
+    /// Checks `name`.
+    pub fn new(name: impl AsRef<str>) -> Result<ServiceName, Invalid> {
+        checked_name("service", name.as_ref()).map(ServiceName)
+    }
+
+    /// The name itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether an instance wants traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Status {
+    /// Takes requests.
+    #[default]
+    Up,
+    /// Finishes what is in flight, takes nothing new.
+    Draining,
+    /// Registered, takes nothing, by an operator's wish.
+    Maintenance,
+}
+
+/// Who changed something, why and when: for people, never for decisions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Who: a program, a person, an address.
+    pub by: String,
+    /// Why, in their words; may be empty.
+    pub why: String,
+    /// Unix time in milliseconds, by the clock of the node that took the request.
+    pub at_ms: u64,
+}
+
+/// What a registration says about an instance. Checked by [`Spec::validate`] at the API, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Unique in the whole catalog.
+    pub id: InstanceId,
+    /// What it is an instance of.
+    pub service: ServiceName,
+    /// May be empty.
+    pub host: String,
+    /// 0 if unknown.
+    pub port: u16,
+    /// `http://` or `https://`, an authority, perhaps a path.
+    pub url: String,
+    /// Path of the health probe; empty means the balancer's default.
+    pub health_path: String,
+    /// How long the registration lives without a heartbeat.
+    pub ttl_ms: u32,
+    /// Share of traffic relative to the others, 1..=1000.
+    pub weight: u32,
+    /// Where it runs; may be empty.
+    pub zone: String,
+    /// What it runs; may be empty.
+    pub version: String,
+    /// Free words.
+    pub tags: Vec<String>,
+    /// Free pairs.
+    pub metadata: BTreeMap<String, String>,
+    /// Whether it wants traffic.
+    pub status: Status,
+}
+
+/// What a [`Spec`] must keep to, where that is configurable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecLimits {
+    /// Shortest lease. Below 3 s a leader change takes longer than the lease.
+    pub ttl_ms_min: u32,
+    /// Largest record, in bytes of its strings. A command of at most 32 KiB must hold it with its provenance.
+    pub record_bytes_max: usize,
+    /// Most metadata pairs.
+    pub metadata_keys_max: usize,
+}
+
+impl Default for SpecLimits {
+    fn default() -> SpecLimits {
+        SpecLimits { ttl_ms_min: 3_000, record_bytes_max: 16 << 10, metadata_keys_max: 64 }
+    }
+}
+
+/// A registered instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What was registered; its status is the current one.
+    pub spec: Spec,
+    /// The revision that registered this incarnation: the fencing token of heartbeats and deregistrations.
+    pub reg_rev: u64,
+    /// The revision that last changed the record; never less than `reg_rev`.
+    pub mod_rev: u64,
+    /// Who changed it last.
+    pub changed: Provenance,
+}
+
+/// What can be asked of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Puts an instance in, as a new incarnation.
+    Register {
+        /// What to put.
+        spec: Spec,
+        /// Only if the id's `mod_rev` is this; 0: only if it is not registered.
+        expected: Option<u64>,
+    },
+    /// Takes an instance out.
+    Deregister {
+        /// Which.
+        id: InstanceId,
+        /// Only this incarnation.
+        reg_rev: Option<u64>,
+    },
+    /// Changes the status and nothing else.
+    SetStatus {
+        /// Which.
+        id: InstanceId,
+        /// To what.
+        status: Status,
+        /// Only this incarnation.
+        reg_rev: Option<u64>,
+    },
+    /// Takes out instances whose leases ran out on the leader of `term`.
+    Expire {
+        /// The term of the leader that decided it.
+        term: u64,
+        /// Ids with the incarnation that went silent.
+        victims: Vec<(InstanceId, u64)>,
+    },
+    /// Raises what every member is known to understand.
+    SetFeatureLevel {
+        /// The new level; a lower one changes nothing.
+        level: u32,
+    },
+}
+
+/// Makes a retried command apply once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    /// Who numbers its commands.
+    pub client: String,
+    /// The number: unique per client, rising.
+    pub seq: u64,
+}
+
+/// What is replicated. An entry of the log holds one or more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// What to do.
+    pub command: Command,
+    /// Who asked.
+    pub cause: Provenance,
+    /// Set by clients that want retries to apply once.
+    pub origin: Option<Origin>,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The record as it now stands.
+    Registered(Arc<Record>),
+    /// Whether something was taken out.
+    Deregistered {
+        /// False if nothing had that id.
+        found: bool,
+    },
+    /// The record as it now stands.
+    StatusSet(Arc<Record>),
+    /// Those victims that were taken out.
+    Expired {
+        /// In the order of the command.
+        ids: Vec<InstanceId>,
+    },
+    /// The level as it now stands.
+    FeatureLevel(u32),
+    /// Nothing changed.
+    Refused(Refusal),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// `expected` does not match.
+    Precondition {
+        /// The record's `mod_rev`; none if the id is not registered.
+        current: Option<u64>,
+    },
+    /// Nothing has that id.
+    NotFound,
+    /// Another incarnation holds the id.
+    Superseded {
+        /// Its `reg_rev`.
+        current: u64,
+    },
+    /// An expiry decided in an earlier term.
+    StaleTerm,
+    /// The client's number is older than the outcomes still remembered: whether it once took effect is unknown.
+    StaleSequence,
+}
+
+/// How the catalog changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in the catalog's own time. Several events may share it.
+    pub revision: u64,
+    /// What.
+    pub kind: EventKind,
+    /// After a put the record, for a removal the record as it was.
+    pub record: Arc<Record>,
+    /// Who.
+    pub cause: Provenance,
+}
+
+/// What an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EventKind {
+    /// Registered or changed.
+    Put,
+    /// Deregistered, or moved to another service.
+    Delete,
+    /// Its lease ran out.
+    Expire,
+}
+
+/// What applying one proposal gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The catalog's revision after it.
+    pub revision: u64,
+    /// For whoever proposed it.
+    pub outcome: Outcome,
+    /// For whoever watches: empty, or all of `revision`.
+    pub events: Vec<Event>,
+}
+
+/// A service with its instances, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSummary {
+    /// Its name.
+    pub name: ServiceName,
+    /// All of them.
+    pub instances: u32,
+    /// Those whose status is up.
+    pub up: u32,
+}
+
+impl Spec {
+    /// An instance with defaults: no host, weight 100, the lease of a client that names none (30 s).
+    pub fn new(id: InstanceId, service: ServiceName, url: impl Into<String>) -> Spec {
+        Spec {
+            id,
+            service,
+            host: String::new(),
+            port: 0,
+            url: url.into(),
+            health_path: String::new(),
+            ttl_ms: 30_000,
+            weight: WEIGHT_DEFAULT,
+            zone: String::new(),
+            version: String::new(),
+            tags: Vec::new(),
+            metadata: BTreeMap::new(),
+            status: Status::Up,
+        }
+    }
+
+    /// Checks everything that the types do not: the first wrong field, by its name in the API.
+    pub fn validate(&self, limits: &SpecLimits) -> Result<(), Invalid> {
+        check_host(&self.host)?;
+        check_url(&self.url)?;
+        check_visible("health_path", &self.health_path)?;
+        check_range("ttl_ms", self.ttl_ms, limits.ttl_ms_min, TTL_MS_MAX)?;
+        check_range("weight", self.weight, 1, WEIGHT_MAX)?;
+        check_printable("zone", &self.zone)?;
+        check_printable("version", &self.version)?;
+        if self.metadata.len() > limits.metadata_keys_max {
+            let why = format!("has {} keys; {} are allowed", self.metadata.len(), limits.metadata_keys_max);
+            return Err(Invalid::new("metadata", why));
+        }
+        let bytes = self.bytes();
+        if bytes > limits.record_bytes_max {
+            let why = format!("has {bytes} bytes; {} are allowed", limits.record_bytes_max);
+            return Err(Invalid::new("instance", why));
+        }
+        Ok(())
+    }
+
+    /// Bytes of all strings, with 8 for each one's length.
+    pub fn bytes(&self) -> usize {
+        let fixed = [&self.host, &self.url, &self.health_path, &self.zone, &self.version];
+        let fixed = fixed.into_iter().chain(&self.tags).chain(self.metadata.keys()).chain(self.metadata.values());
+        let names = self.id.as_str().len() + self.service.as_str().len();
+        names + fixed.map(|text| text.len() + 8).sum::<usize>()
+    }
+}
+
+impl Event {
+    /// The service it concerns: a move concerns two, with an event each.
+    pub fn service(&self) -> &ServiceName {
+        &self.record.spec.service
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for InstanceId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, out)
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, out)
+    }
+}
+
+impl Borrow<str> for InstanceId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for ServiceName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for InstanceId {
+    type Error = Invalid;
+    fn try_from(id: String) -> Result<InstanceId, Invalid> {
+        InstanceId::new(id)
+    }
+}
+
+impl TryFrom<String> for ServiceName {
+    type Error = Invalid;
+    fn try_from(name: String) -> Result<ServiceName, Invalid> {
+        ServiceName::new(name)
+    }
+}
+
+impl From<InstanceId> for String {
+    fn from(id: InstanceId) -> String {
+        id.0.as_ref().to_owned()
+    }
+}
+
+impl From<ServiceName> for String {
+    fn from(name: ServiceName) -> String {
+        name.0.as_ref().to_owned()
+    }
+}
+
+fn checked_name(field: &'static str, name: &str) -> Result<Arc<str>, Invalid> {
+    if name.is_empty() {
+        return Err(Invalid::new(field, "is empty"));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        let why = format!("has {} bytes; {NAME_BYTES_MAX} are allowed", name.len());
+        return Err(Invalid::new(field, why));
+    }
+    check_printable(field, name)?;
+    Ok(name.into())
+}
+
+fn check_host(host: &str) -> Result<(), Invalid> {
+    check_visible("host", host)?;
+    if host.len() > NAME_BYTES_MAX {
+        return Err(Invalid::new("host", format!("has {} bytes; {NAME_BYTES_MAX} are allowed", host.len())));
+    }
+    Ok(())
+}
+
+/// A light look, not a parser: whoever connects parses. It keeps out what could never be connected to and what
+/// would smuggle bytes into a request line.
+fn check_url(url: &str) -> Result<(), Invalid> {
+    if url.is_empty() {
+        return Err(Invalid::new("url", "is empty"));
+    }
+    check_visible("url", url)?;
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err(Invalid::new("url", "has no scheme; http:// or https:// is expected"));
+    };
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(Invalid::new("url", "is neither http nor https"));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.is_empty() || authority.starts_with(':') {
+        return Err(Invalid::new("url", "names no host"));
+    }
+    Ok(())
+}
+
+fn check_range(field: &'static str, value: u32, min: u32, max: u32) -> Result<(), Invalid> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("is {value}; {min} to {max} are allowed")))
+}
+
+fn check_visible(field: &'static str, text: &str) -> Result<(), Invalid> {
+    match text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        true => Err(Invalid::new(field, "contains white space or a control character")),
+        false => Ok(()),
+    }
+}
+
+fn check_printable(field: &'static str, text: &str) -> Result<(), Invalid> {
+    match text.chars().any(char::is_control) {
+        true => Err(Invalid::new(field, "contains a control character")),
+        false => Ok(()),
+    }
+}
