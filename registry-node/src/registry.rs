@@ -126,6 +126,9 @@ pub enum Error {
         /// The incarnation that is registered.
         current: u64,
     },
+    /// The request's number is older than what is remembered of its client: it may have happened, once.
+    #[error("the client's sequence number is older than those still remembered")]
+    StaleSequence,
     /// The request says something that cannot be.
     #[error("{field}: {why}")]
     Invalid {
@@ -158,6 +161,7 @@ impl Error {
             Self::NotFound { .. } => "NOT_FOUND",
             Self::Precondition { .. } => "PRECONDITION",
             Self::Superseded { .. } => "SUPERSEDED",
+            Self::StaleSequence => "STALE_SEQUENCE",
             Self::Invalid { .. } => "INVALID",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::Unsupported { .. } => "UNSUPPORTED",
@@ -171,7 +175,7 @@ impl Error {
 
     /// Whether it is certain that nothing changed.
     pub fn had_no_effect(&self) -> bool {
-        !matches!(self, Self::Unknown { .. })
+        !matches!(self, Self::Unknown { .. } | Self::StaleSequence)
     }
 }
 
@@ -371,6 +375,7 @@ impl Registry {
 
 fn refusal(id: &InstanceId, outcome: Outcome) -> Error {
     match outcome {
+        Outcome::Refused(Refusal::StaleSequence) => Error::StaleSequence,
         Outcome::Refused(Refusal::NotFound) => Error::NotFound { id: id.to_string() },
         Outcome::Refused(Refusal::Precondition { current }) => Error::Precondition { current },
         Outcome::Refused(Refusal::Superseded { current }) => Error::Superseded { id: id.to_string(), current },

@@ -21,7 +21,7 @@ use sessions::Sessions;
 pub use codec::{RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal};
 pub use types::{
     Applied, Command, Event, EventKind, InstanceId, Invalid, NAME_BYTES_MAX, Origin, Outcome, Proposal, Provenance,
-    Record, Refusal, ServiceName, ServiceSummary, Spec, SpecLimits, Status, TTL_MS_MAX, WEIGHT_DEFAULT, WEIGHT_MAX,
+    Record, Refusal, ServiceName, Spec, Status, WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 
 /// The registered instances at one revision. A clone shares its records.
@@ -74,14 +74,10 @@ impl Catalog {
         }
     }
 
-    /// Every service that has an instance, by name.
-    pub fn services(&self) -> Vec<ServiceSummary> {
-        let summary = |name: &ServiceName| ServiceSummary {
-            name: name.clone(),
-            instances: self.members(name).count() as u32,
-            up: self.members(name).filter(|record| record.spec.status == Status::Up).count() as u32,
-        };
-        self.services.keys().map(summary).collect()
+    /// Every service that has an instance, by name: the name, how many instances, how many of them are up.
+    pub fn services(&self) -> Vec<(ServiceName, usize, usize)> {
+        let up = |name| self.members(name).filter(|record| record.spec.status == Status::Up).count();
+        self.services.iter().map(|(name, ids)| (name.clone(), ids.len(), up(name))).collect()
     }
 
     /// All records, by id.

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Limits;
+
 /// Longest instance id or service name, in bytes: they are keys of maps, log fields and path segments.
 pub const NAME_BYTES_MAX: usize = 256;
-/// Longest lease: an instance that died is listed at most this long, whatever it asked for.
-pub const TTL_MS_MAX: u32 = 3_600_000;
 /// The greatest weight. With the least, 1, it spans three orders of magnitude.
 pub const WEIGHT_MAX: u32 = 1_000;
 /// The weight of an instance that names none.
@@ -122,23 +122,6 @@ pub struct Spec {
     pub metadata: BTreeMap<String, String>,
     /// Whether it wants traffic.
     pub status: Status,
-}
-
-/// What a [`Spec`] must keep to, where that is configurable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpecLimits {
-    /// Shortest lease. Below 3 s a leader change takes longer than the lease.
-    pub ttl_ms_min: u32,
-    /// Largest record, in bytes of its strings. A command of at most 32 KiB must hold it with its provenance.
-    pub record_bytes_max: usize,
-    /// Most metadata pairs.
-    pub metadata_keys_max: usize,
-}
-
-impl Default for SpecLimits {
-    fn default() -> SpecLimits {
-        SpecLimits { ttl_ms_min: 3_000, record_bytes_max: 16 << 10, metadata_keys_max: 64 }
-    }
 }
 
 /// A registered instance.
@@ -293,17 +276,6 @@ pub struct Applied {
     pub events: Vec<Event>,
 }
 
-/// A service with its instances, counted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceSummary {
-    /// Its name.
-    pub name: ServiceName,
-    /// All of them.
-    pub instances: u32,
-    /// Those whose status is up.
-    pub up: u32,
-}
-
 impl Spec {
     /// An instance with defaults: no host, weight 100, the lease of a client that names none (30 s).
     pub fn new(id: InstanceId, service: ServiceName, url: impl Into<String>) -> Spec {
@@ -325,12 +297,12 @@ impl Spec {
     }
 
     /// Checks everything that the types do not: the first wrong field, by its name in the API.
-    pub fn validate(&self, limits: &SpecLimits) -> Result<(), Invalid> {
+    pub fn validate(&self, limits: &Limits) -> Result<(), Invalid> {
         check_host(&self.host)?;
         check_url(&self.url)?;
         check_visible("health_path", &self.health_path)?;
-        check_range("ttl_ms", self.ttl_ms, limits.ttl_ms_min, TTL_MS_MAX)?;
-        check_range("weight", self.weight, 1, WEIGHT_MAX)?;
+        check_range("ttl_ms", self.ttl_ms, limits.ttl_min.as_millis(), limits.ttl_max.as_millis())?;
+        check_range("weight", self.weight, 1, WEIGHT_MAX.into())?;
         check_printable("zone", &self.zone)?;
         check_printable("version", &self.version)?;
         if self.metadata.len() > limits.metadata_keys_max {
@@ -463,8 +435,8 @@ fn check_url(url: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_range(field: &'static str, value: u32, min: u32, max: u32) -> Result<(), Invalid> {
-    if (min..=max).contains(&value) {
+fn check_range(field: &'static str, value: u32, min: u128, max: u128) -> Result<(), Invalid> {
+    if (min..=max).contains(&value.into()) {
         return Ok(());
     }
     Err(Invalid::new(field, format!("is {value}; {min} to {max} are allowed")))
