@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::Catalog;
 use super::sessions::Session;
 use super::types::{
-    Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec, Status,
+    Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec,
+    Status,
 };
 use crate::envelope::{self, Kind};
 
@@ -363,7 +364,10 @@ impl From<&Proposal> for ProposalV1 {
         ProposalV1 {
             command: (&proposal.command).into(),
             cause: (&proposal.cause).into(),
-            origin: proposal.origin.as_ref().map(|Origin { client, seq }| OriginV1 { client: client.clone(), seq: *seq }),
+            origin: proposal
+                .origin
+                .as_ref()
+                .map(|Origin { client, seq }| OriginV1 { client: client.clone(), seq: *seq }),
         }
     }
 }
@@ -385,7 +389,9 @@ impl From<&Command> for CommandV1 {
             Command::Register { spec, expected } => {
                 CommandV1::Register { spec: spec.into(), expected: *expected }
             }
-            Command::Deregister { id, reg_rev } => CommandV1::Deregister { id: id.to_string(), reg_rev: *reg_rev },
+            Command::Deregister { id, reg_rev } => {
+                CommandV1::Deregister { id: id.to_string(), reg_rev: *reg_rev }
+            }
             Command::SetStatus { id, status, reg_rev } => {
                 CommandV1::SetStatus { id: id.to_string(), status: (*status).into(), reg_rev: *reg_rev }
             }
@@ -512,7 +518,9 @@ impl From<&Outcome> for OutcomeV1 {
             Outcome::Registered(record) => OutcomeV1::Registered(record.as_ref().into()),
             Outcome::Deregistered { found } => OutcomeV1::Deregistered { found: *found },
             Outcome::StatusSet(record) => OutcomeV1::StatusSet(record.as_ref().into()),
-            Outcome::Expired { ids } => OutcomeV1::Expired { ids: ids.iter().map(InstanceId::to_string).collect() },
+            Outcome::Expired { ids } => {
+                OutcomeV1::Expired { ids: ids.iter().map(InstanceId::to_string).collect() }
+            }
             Outcome::FeatureLevel(level) => OutcomeV1::FeatureLevel(*level),
             Outcome::Refused(refusal) => OutcomeV1::Refused(refusal.into()),
         }
@@ -526,9 +534,9 @@ impl TryFrom<OutcomeV1> for Outcome {
             OutcomeV1::Registered(record) => Outcome::Registered(Arc::new(record.try_into()?)),
             OutcomeV1::Deregistered { found } => Outcome::Deregistered { found },
             OutcomeV1::StatusSet(record) => Outcome::StatusSet(Arc::new(record.try_into()?)),
-            OutcomeV1::Expired { ids } => {
-                Outcome::Expired { ids: ids.into_iter().map(InstanceId::new).collect::<Result<_, Invalid>>()? }
-            }
+            OutcomeV1::Expired { ids } => Outcome::Expired {
+                ids: ids.into_iter().map(InstanceId::new).collect::<Result<_, Invalid>>()?,
+            },
             OutcomeV1::FeatureLevel(level) => Outcome::FeatureLevel(level),
             OutcomeV1::Refused(refusal) => Outcome::Refused(refusal.into()),
         })

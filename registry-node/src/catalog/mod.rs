@@ -20,8 +20,8 @@ use sessions::Sessions;
 
 pub use codec::{RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal};
 pub use types::{
-    Applied, Command, Event, EventKind, InstanceId, Invalid, NAME_BYTES_MAX, Origin, Outcome, Proposal, Provenance,
-    Record, Refusal, ServiceName, Spec, Status, WEIGHT_DEFAULT, WEIGHT_MAX,
+    Applied, Command, Event, EventKind, InstanceId, Invalid, NAME_BYTES_MAX, Origin, Outcome, Proposal,
+    Provenance, Record, Refusal, ServiceName, Spec, Status, WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 
 /// The registered instances at one revision. A clone shares its records.
@@ -135,7 +135,12 @@ impl Catalog {
         (Outcome::Registered(record), events)
     }
 
-    fn deregister(&mut self, id: &InstanceId, reg_rev: Option<u64>, cause: &Provenance) -> (Outcome, Vec<Event>) {
+    fn deregister(
+        &mut self,
+        id: &InstanceId,
+        reg_rev: Option<u64>,
+        cause: &Provenance,
+    ) -> (Outcome, Vec<Event>) {
         match self.incarnation(id, reg_rev) {
             Err(Refusal::NotFound) => (Outcome::Deregistered { found: false }, Vec::new()),
             Err(refusal) => refused(refusal),
@@ -216,7 +221,8 @@ impl Catalog {
     fn take(&mut self, id: &InstanceId) -> Option<Arc<Record>> {
         let record = self.records.remove(id)?;
         self.records_hash = self.records_hash.wrapping_sub(codec::record_hash(&record));
-        let ids = self.services.get_mut(&record.spec.service).expect("each record's service is in `services`");
+        let ids =
+            self.services.get_mut(&record.spec.service).expect("each record's service is in `services`");
         ids.remove(id);
         if ids.is_empty() {
             self.services.remove(&record.spec.service);

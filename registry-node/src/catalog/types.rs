@@ -320,7 +320,8 @@ impl Spec {
     /// Bytes of all strings, with 8 for each one's length.
     pub fn bytes(&self) -> usize {
         let fixed = [&self.host, &self.url, &self.health_path, &self.zone, &self.version];
-        let fixed = fixed.into_iter().chain(&self.tags).chain(self.metadata.keys()).chain(self.metadata.values());
+        let fixed =
+            fixed.into_iter().chain(&self.tags).chain(self.metadata.keys()).chain(self.metadata.values());
         let names = self.id.as_str().len() + self.service.as_str().len();
         names + fixed.map(|text| text.len() + 8).sum::<usize>()
     }
