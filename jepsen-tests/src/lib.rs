@@ -1,1 +1,20 @@
-//! jepsen-tests
+//! Fault injection against real processes, and checkers that share no code with the servers.
+//!
+//! A run starts a cluster of real processes, drives clients and watchers against it while faults come and go, and
+//! writes what every client saw into a history. The judges read nothing but that history, so a verdict can
+//! be repeated from the files alone.
+//!
+//! ```text
+//! run        the shell: cluster, clients, watchers, faults, recorder
+//!   plan     pure: what each client does next, which fault comes when; all from one seed
+//!   history  what is written down: `history.jsonl`, and `watch-*.jsonl` in `transcript`
+//! judge      pure: history and transcripts in, violations out
+//! ```
+//!
+//! `judge` and `plan` know nothing of each other; they meet in the history alone.
+
+pub mod history;
+pub mod judge;
+pub mod plan;
+pub mod run;
+pub mod transcript;
