@@ -3,14 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::registry::v1 as wire;
 use serde::Serialize;
 
+use crate::calls::Calls;
+use crate::error::Code;
+use crate::leader_hint::Node;
+use crate::metrics::Metrics;
+use crate::transport::call;
 use crate::{Error, Instance, Registration, Status, Transport, Watch};
+
+/// The longest a call takes unless the builder is told otherwise.
+const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 /// A handle to the registry. Cheap to clone; all clones share connections and what is known of the nodes.
 #[derive(Clone, Debug)]
 pub struct Client {
-    inner: Arc<Builder>,
+    calls: Arc<Calls>,
 }
 
 /// Settings of a [`Client`].
@@ -129,8 +138,8 @@ pub struct NodeStatus {
 }
 
 impl Client {
-    /// A client of these nodes, such as `http://127.0.0.1:8081`. Does no I/O; fails only on a URL that cannot
-    /// be one, or none at all.
+    /// A client of these nodes, such as `http://127.0.0.1:8081`; one string may name several, with commas. Does
+    /// no I/O; fails only on an endpoint that cannot be one, or none at all.
     pub fn connect(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Result<Client, Error> {
         Client::builder(endpoints).build()
     }
@@ -139,7 +148,7 @@ impl Client {
     pub fn builder(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Builder {
         Builder {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
-            call_timeout: Duration::from_secs(5),
+            call_timeout: CALL_TIMEOUT_DEFAULT,
             name: "flux".to_owned(),
             transport: Transport::Auto,
             metrics: None,
@@ -150,73 +159,123 @@ impl Client {
     /// unless the registry says that the request can never succeed.
     pub async fn register(&self, instance: Instance) -> Result<Registration, Error> {
         instance.check()?;
-        Err(self.later())
+        Registration::begin(Arc::clone(&self.calls), instance).await
     }
 
     /// All instances, or those of one service; linearizable.
-    pub async fn list(&self, _service: Option<&str>) -> Result<Answer<Vec<Instance>>, Error> {
-        Err(self.later())
+    pub async fn list(&self, service: Option<&str>) -> Result<Answer<Vec<Instance>>, Error> {
+        self.list_by(service, wire::Consistency::Linearizable).await
     }
 
     /// As [`Client::list`], from whichever node answers: [`Answer::age`] says how old it may be.
-    pub async fn list_stale(&self, _service: Option<&str>) -> Result<Answer<Vec<Instance>>, Error> {
-        Err(self.later())
+    pub async fn list_stale(&self, service: Option<&str>) -> Result<Answer<Vec<Instance>>, Error> {
+        self.list_by(service, wire::Consistency::Stale).await
     }
 
-    /// One instance; linearizable. [`Code::NotFound`](crate::Code::NotFound) if it is not registered.
-    pub async fn get(&self, _id: &str) -> Result<Answer<Instance>, Error> {
-        Err(self.later())
+    /// One instance; linearizable. [`Code::NotFound`] if it is not registered.
+    pub async fn get(&self, id: &str) -> Result<Answer<Instance>, Error> {
+        let request = wire::GetRequest { id: id.to_owned(), ..Default::default() };
+        self.calls.call(request).await?.instance(|reply| reply.instance)
     }
 
     /// Services with the number of their instances; linearizable.
     pub async fn services(&self) -> Result<Answer<Vec<ServiceSummary>>, Error> {
-        Err(self.later())
+        let answer = self.calls.call(wire::ListServicesRequest::default()).await?;
+        Ok(answer.map(|reply| reply.services.into_iter().map(Into::into).collect()))
     }
 
-    /// Registers once, without heartbeats: for tools and tests. Tried again on another node only if it
-    /// certainly had no effect.
-    pub async fn put(&self, _instance: &Instance, _options: WriteOptions) -> Result<Answer<Instance>, Error> {
-        Err(self.later())
+    /// Registers once, without heartbeats: for tools and tests. Goes to another node only if it certainly had
+    /// no effect, so an error whose [`Error::had_no_effect`] is false means that the outcome is unknown.
+    pub async fn put(&self, instance: &Instance, options: WriteOptions) -> Result<Answer<Instance>, Error> {
+        instance.check()?;
+        let request = wire::RegisterRequest {
+            instance: Some(instance.into()),
+            expected_revision: options.expected_revision,
+            by: if options.by.is_empty() { self.calls.name.clone() } else { options.by },
+            why: options.why,
+            ..Default::default()
+        };
+        self.calls.call(request).await?.instance(|reply| reply.instance)
     }
 
     /// Deregisters once; only the incarnation `reg_rev` if it is given. The answer says whether something was
-    /// there.
-    pub async fn deregister(&self, _id: &str, _reg_rev: Option<u64>) -> Result<Answer<bool>, Error> {
-        Err(self.later())
+    /// there. Goes to another node only as [`Client::put`] does.
+    pub async fn deregister(&self, id: &str, reg_rev: Option<u64>) -> Result<Answer<bool>, Error> {
+        let request = wire::DeregisterRequest {
+            id: id.to_owned(),
+            reg_rev: reg_rev.unwrap_or(0),
+            by: self.calls.name.clone(),
+            ..Default::default()
+        };
+        Ok(self.calls.call(request).await?.map(|reply| reply.found))
     }
 
-    /// Renews a lease once. False: it is lost, register again.
-    pub async fn heartbeat(&self, _id: &str, _reg_rev: u64) -> Result<Answer<bool>, Error> {
-        Err(self.later())
+    /// Renews a lease; 0 renews whichever incarnation is there. False: it is lost, register again.
+    pub async fn heartbeat(&self, id: &str, reg_rev: u64) -> Result<Answer<bool>, Error> {
+        beat(&self.calls, id, reg_rev, self.calls.limit).await
     }
 
-    /// Marks an instance up, draining or in maintenance; only the incarnation `reg_rev` if it is given.
+    /// Marks an instance up, draining or in maintenance; only the incarnation `reg_rev` if it is given. Goes to
+    /// another node only as [`Client::put`] does.
     pub async fn set_status(
         &self,
-        _id: &str,
-        _status: Status,
-        _reg_rev: Option<u64>,
+        id: &str,
+        status: Status,
+        reg_rev: Option<u64>,
     ) -> Result<Answer<Instance>, Error> {
-        Err(self.later())
+        let request = wire::SetStatusRequest {
+            id: id.to_owned(),
+            status: wire::instance::Status::from(status).into(),
+            reg_rev: reg_rev.unwrap_or(0),
+            by: self.calls.name.clone(),
+            ..Default::default()
+        };
+        self.calls.call(request).await?.instance(|reply| reply.instance)
     }
 
     /// The registry's own nodes.
     pub async fn members(&self) -> Result<Answer<Vec<Member>>, Error> {
-        Err(self.later())
+        let answer = self.calls.call(call::Members).await?;
+        Ok(answer.map(|reply| reply.members.into_iter().map(Into::into).collect()))
     }
 
     /// What the node that this client talks to knows of itself.
     pub async fn status(&self) -> Result<Answer<NodeStatus>, Error> {
-        Err(self.later())
+        Ok(self.calls.call(call::NodeStatus).await?.map(Into::into))
     }
 
-    /// Follows one service, or all. Needs a tokio runtime; never fails.
-    pub fn watch(&self, _service: Option<&str>) -> Watch {
-        Watch::silent()
+    /// Follows one service, or all. Never fails; needs a tokio runtime, like everything that runs on its own.
+    pub fn watch(&self, service: Option<&str>) -> Watch {
+        Watch::begin(Arc::clone(&self.calls), service.unwrap_or(""))
     }
 
-    fn later(&self) -> Error {
-        Error::invalid(format!("{} has no connection", self.inner.name))
+    async fn list_by(
+        &self,
+        service: Option<&str>,
+        consistency: wire::Consistency,
+    ) -> Result<Answer<Vec<Instance>>, Error> {
+        let request = wire::ListRequest {
+            service: service.unwrap_or("").to_owned(),
+            consistency: consistency.into(),
+            min_revision: 0,
+        };
+        let answer = self.calls.call(request).await?;
+        Ok(answer.map(|reply| reply.instances.into_iter().map(Into::into).collect()))
+    }
+}
+
+/// Renews one lease within `limit`. Over REST a lost lease is an error, over gRPC a result; here it is false.
+pub(crate) async fn beat(
+    calls: &Calls,
+    id: &str,
+    reg_rev: u64,
+    limit: Duration,
+) -> Result<Answer<bool>, Error> {
+    let request = wire::Beat { id: id.to_owned(), reg_rev };
+    match calls.call_within(request, limit).await {
+        Ok(answer) => Ok(answer.map(|reply| reply.results().next() == Some(wire::BeatResult::Renewed))),
+        Err(error) if error.code() == Code::LeaseLost => Ok(Answer::bare(false)),
+        Err(error) => Err(error),
     }
 }
 
@@ -239,7 +298,7 @@ impl Builder {
         self
     }
 
-    /// Where the client's metrics go.
+    /// Where the client's metrics go. One client per registry: clone it rather than making two.
     pub fn metrics(mut self, registry: &prometheus::Registry) -> Builder {
         self.metrics = Some(registry.clone());
         self
@@ -247,10 +306,114 @@ impl Builder {
 
     /// The client. Does no I/O.
     pub fn build(self) -> Result<Client, Error> {
-        let _ = (self.call_timeout, self.transport, &self.metrics);
-        if self.endpoints.is_empty() {
-            return Err(Error::invalid("no endpoints given"));
+        let nodes: Vec<Node> = self
+            .endpoints
+            .iter()
+            .flat_map(|endpoints| endpoints.split(','))
+            .filter(|endpoint| !endpoint.trim().is_empty())
+            .map(Node::parse)
+            .collect::<Result<_, _>>()?;
+        if nodes.is_empty() {
+            return Err(Error::invalid(
+                "no endpoint is given: name at least one, such as http://127.0.0.1:8081",
+            ));
         }
-        Ok(Client { inner: Arc::new(self) })
+        let metrics = Metrics::new();
+        if let Some(registry) = &self.metrics {
+            metrics.expose(registry)?;
+        }
+        let calls = Calls::new(nodes, self.transport, self.name, self.call_timeout, metrics);
+        Ok(Client { calls: Arc::new(calls) })
+    }
+}
+
+impl<T> Answer<T> {
+    /// The same answer about something else.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Answer<U> {
+        Answer {
+            revision: self.revision,
+            cluster_id: self.cluster_id,
+            node_id: self.node_id,
+            age: self.age,
+            value: f(self.value),
+        }
+    }
+
+    fn bare(value: T) -> Answer<T> {
+        Answer { revision: 0, cluster_id: String::new(), node_id: 0, age: Duration::ZERO, value }
+    }
+
+    /// The record in the answer, which a success always carries.
+    pub(crate) fn instance(
+        self,
+        record: impl FnOnce(T) -> Option<wire::Instance>,
+    ) -> Result<Answer<Instance>, Error> {
+        let answer = self.map(record);
+        if answer.value.is_none() {
+            return Err(Error::new(Code::Internal, "the answer carries no instance"));
+        }
+        Ok(answer.map(|record| record.unwrap_or_default().into()))
+    }
+}
+
+impl From<wire::ServiceSummary> for ServiceSummary {
+    fn from(s: wire::ServiceSummary) -> ServiceSummary {
+        ServiceSummary { name: s.name, instances: s.instances, up: s.up }
+    }
+}
+
+impl From<wire::Member> for Member {
+    fn from(m: wire::Member) -> Member {
+        let role = m.role().into();
+        Member { id: m.id, name: m.name, peer: m.peer, grpc: m.grpc, rest: m.rest, role }
+    }
+}
+
+impl From<wire::member::Role> for Role {
+    fn from(role: wire::member::Role) -> Role {
+        match role {
+            wire::member::Role::Leader => Role::Leader,
+            wire::member::Role::Follower => Role::Follower,
+            wire::member::Role::Learner => Role::Learner,
+            wire::member::Role::Candidate => Role::Candidate,
+            wire::member::Role::Unspecified => Role::Unknown,
+        }
+    }
+}
+
+impl From<wire::StatusResponse> for NodeStatus {
+    fn from(s: wire::StatusResponse) -> NodeStatus {
+        let role = s.role().into();
+        let header = s.header.unwrap_or_default();
+        NodeStatus {
+            name: s.name,
+            version: s.version,
+            role,
+            term: header.term,
+            leader_id: header.leader.map_or(0, |leader| leader.id),
+            applied_index: s.applied_index,
+            committed_index: s.committed_index,
+            last_log_index: s.last_log_index,
+            snapshot_index: s.snapshot_index,
+            purged_index: s.purged_index,
+            instances: s.instances,
+            watchers: s.watchers,
+            ready: s.ready,
+            not_ready_reason: s.not_ready_reason,
+            catalog_hash: s.catalog_hash,
+        }
+    }
+}
+
+impl Role {
+    /// The name in tables and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Learner => "learner",
+            Role::Candidate => "candidate",
+            Role::Unknown => "unknown",
+        }
     }
 }

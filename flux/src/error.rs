@@ -39,8 +39,8 @@ pub enum Code {
 }
 
 impl Error {
-    /// Whether the same call may succeed later. A write that may have taken effect is retryable only when
-    /// repeating it changes nothing.
+    /// Whether the same call may succeed later. It says nothing about this one: see
+    /// [`Error::had_no_effect`].
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }
@@ -55,13 +55,63 @@ impl Error {
         self.code
     }
 
-    /// The request is wrong and was not sent, or the registry refused it as wrong.
+    /// An error with what its code says of retries and effects.
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Error {
+        let (retryable, had_no_effect) = code.retryable_and_had_no_effect();
+        Error { code, message: message.into(), retryable, had_no_effect }
+    }
+
+    /// The request is wrong: it was not sent.
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
-        Error { code: Code::InvalidArgument, message: message.into(), retryable: false, had_no_effect: true }
+        Error::new(Code::InvalidArgument, message)
+    }
+
+    /// The same, with what the registry itself says of retries.
+    pub(crate) fn retryable(mut self, retryable: Option<bool>) -> Error {
+        self.retryable = retryable.unwrap_or(self.retryable);
+        self
+    }
+
+    /// The same, with what is known of effects.
+    pub(crate) fn no_effect(mut self, had_no_effect: Option<bool>) -> Error {
+        self.had_no_effect = had_no_effect.unwrap_or(self.had_no_effect);
+        self
     }
 }
 
 impl Code {
+    const ALL: [Code; 10] = [
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::Precondition,
+        Code::Superseded,
+        Code::LeaseLost,
+        Code::ResourceExhausted,
+        Code::Unavailable,
+        Code::Timeout,
+        Code::Unimplemented,
+        Code::Internal,
+    ];
+
+    /// The code with this name on the wire.
+    pub(crate) fn named(name: &str) -> Option<Code> {
+        Code::ALL.into_iter().find(|code| code.as_str() == name)
+    }
+
+    /// What holds for a code unless the registry says otherwise.
+    fn retryable_and_had_no_effect(self) -> (bool, bool) {
+        match self {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::Precondition
+            | Code::Superseded
+            | Code::LeaseLost
+            | Code::Unimplemented => (false, true),
+            Code::ResourceExhausted | Code::Unavailable => (true, true),
+            Code::Timeout | Code::Internal => (true, false),
+        }
+    }
+
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

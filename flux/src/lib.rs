@@ -1,9 +1,13 @@
 //! The SDK a service embeds: register, stay registered, discover, follow changes, leave without a trace.
 
+mod backoff;
+mod calls;
 mod client;
 mod env;
 mod error;
 mod instance;
+mod leader_hint;
+mod metrics;
 mod registration;
 mod transport;
 mod view;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use crate::{EventKind, Instance, Update};
 
+#[cfg(test)]
+mod tests;
+
 /// The instances a watch has told of so far. Apply every [`Update`] in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {

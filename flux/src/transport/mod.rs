@@ -1,17 +1,246 @@
-//! How bytes travel.
+//! How a call reaches a node: gRPC first, REST when gRPC cannot get through, and back.
+//!
+//! What can get through to a node is found out by a harmless read before anything else is sent there, so that
+//! no write is ever lost in a protocol that never worked. What stands between may reset or swallow HTTP/2 and
+//! let HTTP/1.1 pass; both look like silence to gRPC. A node found reachable by REST alone is probed by gRPC
+//! in the background until that works again.
 
+pub(crate) mod call;
+pub(crate) mod grpc;
+pub(crate) mod rest;
+
+use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use proto::registry::v1 as wire;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use self::call::Call;
+use crate::Error;
+use crate::error::Code;
+use crate::leader_hint::Node;
+use crate::metrics::Metrics;
 
 /// A protocol, or the choice of one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// gRPC first, REST when gRPC cannot connect, back to gRPC when it can.
+    /// gRPC first, REST when gRPC cannot get through, back to gRPC when it can.
     #[default]
     Auto,
     /// gRPC only.
     Grpc,
     /// REST only.
     Rest,
+}
+
+/// Longest wait for a TCP connection. A node on a network that works answers in a few round trips.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest wait for the first sign of life over a protocol.
+const PROVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long gRPC alone is given before REST is tried beside it.
+const GRPC_HEAD_START: Duration = Duration::from_millis(250);
+
+/// How often gRPC is probed at a node that only REST reaches.
+const RETURN_EVERY: Duration = Duration::from_secs(2);
+
+/// Largest answer taken in: a whole catalog, and a guard against whatever else may answer.
+pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why an attempt at one node failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    /// Whether the registry itself answered. If not, the way to the node is in doubt.
+    pub(crate) reached: bool,
+    /// Whom the node named as the leader.
+    pub(crate) leader: Option<Node>,
+}
+
+/// The connections to all nodes, and which protocol gets through to each.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    choice: Transport,
+    grpc: grpc::Grpc,
+    rest: rest::Rest,
+    /// For [`Transport::Auto`]: what was found to get through. A node that is not in it is not known.
+    ways: Mutex<HashMap<Node, Transport>>,
+    /// Counts nodes that came back to gRPC.
+    returned: watch::Sender<u64>,
+    metrics: Metrics,
+}
+
+/// The protocol to use, and what was learned while finding it out.
+pub(crate) struct Way {
+    /// Never [`Transport::Auto`].
+    pub(crate) transport: Transport,
+    pub(crate) members: Option<wire::MembersResponse>,
+}
+
+impl Failure {
+    /// The node was not reached; `error` says whether the request may have been.
+    pub(crate) fn unreached(error: Error) -> Failure {
+        Failure { error, reached: false, leader: None }
+    }
+
+    fn timed_out(waited: Duration) -> Failure {
+        Failure::unreached(Error::new(Code::Timeout, format!("no answer in {waited:?}")))
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(choice: Transport, metrics: Metrics) -> Arc<Wire> {
+        Arc::new(Wire {
+            choice,
+            grpc: grpc::Grpc::default(),
+            rest: rest::Rest::new(),
+            ways: Mutex::default(),
+            returned: watch::Sender::new(0),
+            metrics,
+        })
+    }
+
+    pub(crate) fn grpc(&self) -> &grpc::Grpc {
+        &self.grpc
+    }
+
+    pub(crate) fn rest(&self) -> &rest::Rest {
+        &self.rest
+    }
+
+    /// Changes whenever gRPC gets through again to a node that only REST reached.
+    pub(crate) fn returned(&self) -> watch::Receiver<u64> {
+        self.returned.subscribe()
+    }
+
+    /// The protocol that gets through to `node`, found out first if it is not known. Fails if neither does.
+    pub(crate) async fn way(self: &Arc<Self>, node: &Node) -> Result<Way, Failure> {
+        let known = match self.choice {
+            Transport::Auto => self.known(node),
+            fixed => Some(fixed),
+        };
+        match known {
+            Some(transport) => Ok(Way { transport, members: None }),
+            None => self.find_out(node).await,
+        }
+    }
+
+    /// One attempt at one node by one protocol. Returns within `limit`.
+    pub(crate) async fn call<C: Call>(
+        &self,
+        node: &Node,
+        transport: Transport,
+        call: &C,
+        limit: Duration,
+    ) -> Result<C::Reply, Failure> {
+        let timer = self.metrics.call(C::OPERATION, transport);
+        let attempt = async {
+            match transport {
+                Transport::Rest => self.rest.call(node, call).await,
+                _ => self.grpc.call(node, call, limit).await,
+            }
+        };
+        let result = timeout(limit, attempt).await.unwrap_or_else(|_| Err(Failure::timed_out(limit)));
+        timer.done(result.is_ok());
+        if result.as_ref().is_err_and(|failure| !failure.reached) {
+            self.doubt(node);
+        }
+        result
+    }
+
+    /// Forgets what was known of the way to `node`: its connection is dropped, and the next call finds out anew.
+    pub(crate) fn doubt(&self, node: &Node) {
+        self.grpc.forget(node);
+        self.lock().remove(node);
+    }
+
+    async fn find_out(self: &Arc<Self>, node: &Node) -> Result<Way, Failure> {
+        let (grpc, rest) = self.prove_both(node).await;
+        match (grpc, rest) {
+            (Ok(members), _) => {
+                self.lock().insert(node.clone(), Transport::Grpc);
+                Ok(Way { transport: Transport::Grpc, members })
+            }
+            (Err(grpc), Some(Ok(members))) => {
+                tracing::warn!(node = %node.rest, why = %grpc.error, "grpc does not get through, using rest");
+                self.lock().insert(node.clone(), Transport::Rest);
+                tokio::spawn(find_back(Arc::downgrade(self), node.clone()));
+                Ok(Way { transport: Transport::Rest, members })
+            }
+            (Err(grpc), rest) => {
+                self.grpc.forget(node);
+                Err(Failure::unreached(unreachable(&grpc.error, rest.and_then(Result::err).as_ref())))
+            }
+        }
+    }
+
+    /// Tries gRPC, and beside it REST once gRPC has failed or taken long.
+    async fn prove_both(&self, node: &Node) -> (Proof, Option<Proof>) {
+        let mut grpc = Box::pin(within(self.grpc.call(node, &call::Members, PROVE_TIMEOUT)));
+        match timeout(GRPC_HEAD_START, &mut grpc).await {
+            Ok(Ok(members)) => (Ok(members), None),
+            Ok(Err(failure)) => (Err(failure), Some(within(self.rest.call(node, &call::Members)).await)),
+            Err(_) => {
+                let (grpc, rest) = tokio::join!(grpc, within(self.rest.call(node, &call::Members)));
+                (grpc, Some(rest))
+            }
+        }
+    }
+
+    fn known(&self, node: &Node) -> Option<Transport> {
+        self.lock().get(node).copied()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Node, Transport>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the registry answered. A refusal is an answer too, only without members.
+type Proof = Result<Option<wire::MembersResponse>, Failure>;
+
+async fn within(attempt: impl Future<Output = Result<wire::MembersResponse, Failure>>) -> Proof {
+    match timeout(PROVE_TIMEOUT, attempt).await {
+        Ok(Ok(members)) => Ok(Some(members)),
+        Ok(Err(failure)) if failure.reached => Ok(None),
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(Failure::timed_out(PROVE_TIMEOUT)),
+    }
+}
+
+/// Nothing was sent but a read, so nothing happened.
+fn unreachable(grpc: &Error, rest: Option<&Failure>) -> Error {
+    let why = match rest {
+        Some(rest) if rest.error.to_string() != grpc.to_string() => {
+            format!("{grpc} (and over rest: {})", rest.error)
+        }
+        _ => grpc.to_string(),
+    };
+    Error::new(Code::Unavailable, why)
+}
+
+/// Probes gRPC at a node that only REST reaches, until it works, or nobody cares any more.
+async fn find_back(wire: Weak<Wire>, node: Node) {
+    loop {
+        tokio::time::sleep(RETURN_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        let Some(wire) = wire.upgrade() else { return };
+        if wire.known(&node) != Some(Transport::Rest) {
+            return;
+        }
+        // A connection that was swallowed once may hang for ever: each probe takes its own.
+        wire.grpc.forget(&node);
+        if within(wire.grpc.call(&node, &call::Members, PROVE_TIMEOUT)).await.is_ok() {
+            tracing::info!(node = %node.grpc, "grpc gets through again");
+            wire.lock().insert(node, Transport::Grpc);
+            wire.returned.send_modify(|count| *count += 1);
+            return;
+        }
+    }
 }
 
 impl fmt::Display for Transport {

@@ -1,0 +1,209 @@
+//! Makes a call until a node answers it: chooses nodes, follows the leader hint, tries again where that is safe.
+//!
+//! A call goes from node to node within one time limit. A write moves on only if the attempt before certainly
+//! had no effect, or if repeating it is harmless; otherwise the caller learns that the outcome is unknown.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto::registry::v1 as wire;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::backoff::Backoff;
+use crate::error::Code;
+use crate::leader_hint::{Node, Nodes};
+use crate::metrics::Metrics;
+use crate::transport::call::Call;
+use crate::transport::{Failure, Transport, Wire};
+use crate::{Answer, Error};
+
+/// How long one node may keep a call that another could answer. Three nodes, two of them mute, fit into the
+/// default limit of 5 s.
+const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+
+/// The wait after every node was asked in vain: an election takes about half a second.
+const ROUND: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_millis(400) };
+
+/// What all clones of a client share.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) metrics: Metrics,
+    /// Who this is, for people.
+    pub(crate) name: String,
+    /// The longest one call may take, unless it is given a limit of its own.
+    pub(crate) limit: Duration,
+    nodes: Mutex<Nodes>,
+    /// Unique to this client: with a number of `sequence` it identifies a write across retries.
+    identity: String,
+    sequence: AtomicU64,
+}
+
+/// What happened to one call so far.
+#[derive(Default)]
+struct Trail {
+    /// Asked in this round.
+    tried: Vec<Node>,
+    /// The last word of each node, in the order they were first asked.
+    said: Vec<(Node, Error)>,
+    rounds: u32,
+    /// An attempt may have taken effect.
+    in_doubt: bool,
+}
+
+impl Calls {
+    pub(crate) fn new(
+        nodes: Vec<Node>,
+        choice: Transport,
+        name: String,
+        limit: Duration,
+        metrics: Metrics,
+    ) -> Calls {
+        Calls {
+            wire: Wire::new(choice, metrics.clone()),
+            metrics,
+            identity: format!("{name}-{:016x}", fastrand::u64(..)),
+            name,
+            limit,
+            nodes: Mutex::new(Nodes::new(nodes)),
+            sequence: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Identifies one write across its retries.
+    pub(crate) fn ticket(&self) -> (String, u64) {
+        (self.identity.clone(), 1 + self.sequence.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The call's answer, from whichever node gives one within the client's limit.
+    pub(crate) async fn call<C: Call>(&self, call: C) -> Result<Answer<C::Reply>, Error> {
+        self.call_within(call, self.limit).await
+    }
+
+    /// The same within `limit`.
+    pub(crate) async fn call_within<C: Call>(
+        &self,
+        call: C,
+        limit: Duration,
+    ) -> Result<Answer<C::Reply>, Error> {
+        let deadline = Instant::now() + limit;
+        let mut trail = Trail::default();
+        loop {
+            let Some(node) = self.next(&trail.tried) else {
+                let wait = trail.next_round();
+                if Instant::now() + wait >= deadline {
+                    return Err(trail.give_up::<C>(limit));
+                }
+                sleep(wait).await;
+                continue;
+            };
+            match self.attempt(&node, &call, deadline).await {
+                Ok(reply) => return Ok(answer::<C>(reply)),
+                Err(failure) if moves_on(&failure.error, &call) => trail.note(node, failure.error),
+                Err(failure) => return Err(trail.end::<C>(failure.error)),
+            }
+            if Instant::now() >= deadline {
+                return Err(trail.give_up::<C>(limit));
+            }
+        }
+    }
+
+    /// Finds out how to reach `node`, and takes in what it says of the members.
+    pub(crate) async fn way(&self, node: &Node) -> Result<Transport, Failure> {
+        let way = self.wire.way(node).await?;
+        if let Some(members) = way.members {
+            self.nodes().learn(members.members.iter().filter_map(Node::of_member));
+        }
+        Ok(way.transport)
+    }
+
+    async fn attempt<C: Call>(&self, node: &Node, call: &C, deadline: Instant) -> Result<C::Reply, Failure> {
+        let result = self.send(node, call, deadline).await;
+        let now = Instant::now();
+        let mut nodes = self.nodes();
+        match &result {
+            Ok(reply) => nodes.answered(node, C::header(reply).and_then(leader_of).as_ref()),
+            Err(failure) => {
+                if !failure.reached || matches!(failure.error.code(), Code::Unavailable | Code::Timeout) {
+                    nodes.failed(node, now);
+                }
+                if let Some(leader) = &failure.leader {
+                    nodes.follow(leader);
+                }
+            }
+        }
+        result
+    }
+
+    async fn send<C: Call>(&self, node: &Node, call: &C, deadline: Instant) -> Result<C::Reply, Failure> {
+        let late = || Failure::unreached(Error::new(Code::Unavailable, "no time left to connect"));
+        let transport = timeout_at(deadline, self.way(node)).await.unwrap_or_else(|_| Err(late()))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = if call.repeatable() { left.min(ATTEMPT_MAX) } else { left };
+        self.wire.call(node, transport, call, limit).await
+    }
+
+    fn next(&self, tried: &[Node]) -> Option<Node> {
+        self.nodes().order(Instant::now()).into_iter().find(|node| !tried.contains(node))
+    }
+}
+
+impl Trail {
+    fn note(&mut self, node: Node, error: Error) {
+        self.in_doubt |= !error.had_no_effect();
+        match self.said.iter_mut().find(|(known, _)| *known == node) {
+            Some((_, said)) => *said = error,
+            None => self.said.push((node.clone(), error)),
+        }
+        self.tried.push(node);
+    }
+
+    fn next_round(&mut self) -> Duration {
+        self.tried.clear();
+        self.rounds += 1;
+        ROUND.wait(self.rounds, &mut fastrand::Rng::new())
+    }
+
+    /// `error` is the last word, but an attempt before it may have had an effect.
+    fn end<C: Call>(&self, error: Error) -> Error {
+        let no_effect = C::READS || (error.had_no_effect() && !self.in_doubt);
+        error.no_effect(Some(no_effect))
+    }
+
+    fn give_up<C: Call>(&self, limit: Duration) -> Error {
+        let mut message = format!("no node could take the call within {limit:?}");
+        for (at, (node, error)) in self.said.iter().enumerate() {
+            let separator = if at == 0 { ": " } else { "; " };
+            write!(message, "{separator}{}: {error}", node.rest).expect("strings take everything");
+        }
+        let code = self.said.last().map_or(Code::Unavailable, |(_, error)| error.code());
+        self.end::<C>(Error::new(code, message).no_effect(Some(true)).retryable(Some(true)))
+    }
+}
+
+/// Whether another attempt, at this node or another, is safe and may succeed.
+fn moves_on<C: Call>(error: &Error, call: &C) -> bool {
+    error.is_retryable() && (error.had_no_effect() || call.repeatable())
+}
+
+/// The leader that an answer names.
+pub(crate) fn leader_of(header: &wire::ResponseHeader) -> Option<Node> {
+    header.leader.as_ref().and_then(Node::of_member)
+}
+
+fn answer<C: Call>(reply: C::Reply) -> Answer<C::Reply> {
+    let header = C::header(&reply).cloned().unwrap_or_default();
+    Answer {
+        revision: header.revision,
+        cluster_id: header.cluster_id,
+        node_id: header.node_id,
+        age: Duration::from_millis(header.age_ms),
+        value: reply,
+    }
+}

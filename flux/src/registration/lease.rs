@@ -1,0 +1,165 @@
+//! When to beat and when to register again. Pure: it is told what happened and when.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+
+/// After a beat that was not answered: soon, because two more must fit into the lease.
+const BEAT_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
+
+/// After a registration that was not answered. Many instances lose their leases together; they must not come
+/// back together.
+pub(crate) const REGISTER_RETRY: Backoff =
+    Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+
+/// The lease as this side knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    ttl: Duration,
+    /// The incarnation to beat for; none once the registry says that it is gone.
+    reg_rev: Option<u64>,
+    /// When the last acknowledged beat was sent: the lease lives at least `ttl` from here.
+    renewed_at: Instant,
+    /// When to do the next step.
+    next_at: Instant,
+    /// In a row.
+    failures: u32,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Renew this incarnation.
+    Beat { reg_rev: u64 },
+    /// Register a new one.
+    Register,
+}
+
+impl Lease {
+    /// A registration that was sent at `sent_at` is acknowledged.
+    pub(crate) fn registered(
+        ttl: Duration,
+        reg_rev: u64,
+        sent_at: Instant,
+        rng: &mut fastrand::Rng,
+    ) -> Lease {
+        let next_at = sent_at + interval(ttl, rng);
+        Lease { ttl, reg_rev: Some(reg_rev), renewed_at: sent_at, next_at, failures: 0 }
+    }
+
+    /// What to do next, and when.
+    pub(crate) fn due(&self) -> (Instant, Step) {
+        let step = self.reg_rev.map_or(Step::Register, |reg_rev| Step::Beat { reg_rev });
+        (self.next_at, step)
+    }
+
+    /// The beat sent at `sent_at` is acknowledged.
+    pub(crate) fn renewed(&mut self, sent_at: Instant, rng: &mut fastrand::Rng) {
+        (self.renewed_at, self.failures) = (sent_at, 0);
+        self.next_at = sent_at + interval(self.ttl, rng);
+    }
+
+    /// The registry says that the incarnation is gone.
+    pub(crate) fn lost(&mut self, now: Instant, rng: &mut fastrand::Rng) {
+        (self.reg_rev, self.failures) = (None, 1);
+        self.next_at = now + REGISTER_RETRY.wait(self.failures, rng);
+    }
+
+    /// The last step was not answered. Until the registry says otherwise the incarnation is the same: a leader
+    /// that is new, or back, grants every lease anew.
+    pub(crate) fn failed(&mut self, now: Instant, rng: &mut fastrand::Rng) {
+        self.failures += 1;
+        let retry = if self.reg_rev.is_some() { BEAT_RETRY } else { REGISTER_RETRY };
+        self.next_at = now + retry.wait(self.failures, rng);
+    }
+
+    /// Whether the registry certainly still holds the lease.
+    pub(crate) fn is_held(&self, now: Instant) -> bool {
+        self.reg_rev.is_some() && now < self.renewed_at + self.ttl
+    }
+
+    /// The incarnation, unless it is gone.
+    pub(crate) fn reg_rev(&self) -> Option<u64> {
+        self.reg_rev
+    }
+
+    /// How long a beat may take: the next one is due then.
+    pub(crate) fn beat_limit(&self) -> Duration {
+        (self.ttl / 3).max(Duration::from_secs(1))
+    }
+}
+
+/// A third of the lease, up to a tenth less, so that instances which started together drift apart.
+fn interval(ttl: Duration, rng: &mut fastrand::Rng) -> Duration {
+    (ttl / 3).mul_f64(1.0 - rng.f64() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// Runs a script of answers, each with how long it took to come, against a lease of 9 s. After each line:
+    /// whether the lease is held, and what comes next in how many milliseconds, rounded up to 50.
+    fn check(script: &str, want: Expect) {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut now = Instant::now();
+        let mut lease = Lease::registered(Duration::from_secs(9), 1, now, &mut rng);
+        let mut out = String::new();
+        for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (answer, took) = line.split_once(" after ").expect("ANSWER after MS");
+            let sent_at = now.max(lease.due().0);
+            now = sent_at + Duration::from_millis(took.parse().expect("milliseconds"));
+            match answer {
+                "renewed" => lease.renewed(sent_at, &mut rng),
+                "lost" => lease.lost(now, &mut rng),
+                "failed" => lease.failed(now, &mut rng),
+                "registered" => lease = Lease::registered(Duration::from_secs(9), 2, sent_at, &mut rng),
+                other => panic!("unknown answer {other}"),
+            }
+            let (at, step) = lease.due();
+            let wait = at.saturating_duration_since(now).as_millis().div_ceil(50) * 50;
+            let held = if lease.is_held(now) { "held" } else { "not held" };
+            writeln!(out, "{line:<22} {held:<8} {step:?} in {wait} ms").expect("strings take everything");
+        }
+        want.assert_eq(&out);
+    }
+
+    #[test]
+    fn beats_at_a_third_and_retries_soon() {
+        check(
+            "
+            renewed after 10
+            failed after 100
+            failed after 3000
+            failed after 3000
+            failed after 3000
+            renewed after 10
+            ",
+            expect![[""]],
+        );
+    }
+
+    #[test]
+    fn a_lost_lease_is_registered_again_for_ever() {
+        check(
+            "
+            lost after 10
+            failed after 0
+            failed after 0
+            failed after 0
+            failed after 0
+            failed after 0
+            failed after 0
+            failed after 0
+            registered after 10
+            ",
+            expect![[""]],
+        );
+    }
+}
