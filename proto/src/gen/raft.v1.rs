@@ -149,11 +149,19 @@ pub struct ProposeOutcome {
 }
 /// Nested message and enum types in `ProposeOutcome`.
 pub mod propose_outcome {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Effect {
+        /// The catalog's revision after it.
+        #[prost(uint64, tag = "1")]
+        pub revision: u64,
+        /// In the envelope of the disk.
+        #[prost(bytes = "bytes", tag = "2")]
+        pub outcome: ::prost::bytes::Bytes,
+    }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Result {
-        /// In the envelope of the disk.
-        #[prost(bytes, tag = "1")]
-        Outcome(::prost::bytes::Bytes),
+        #[prost(message, tag = "1")]
+        Outcome(Effect),
         #[prost(message, tag = "2")]
         Error(super::PeerError),
     }
