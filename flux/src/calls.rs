@@ -95,7 +95,7 @@ impl Calls {
         let deadline = Instant::now() + limit;
         let mut trail = Trail::default();
         loop {
-            let Some(node) = self.next(&trail.tried) else {
+            let Some(node) = self.next::<C>(&trail.tried) else {
                 let wait = trail.next_round();
                 if Instant::now() + wait >= deadline {
                     return Err(trail.give_up::<C>(limit));
@@ -149,8 +149,10 @@ impl Calls {
         self.wire.call(node, transport, call, limit).await
     }
 
-    fn next(&self, tried: &[Node]) -> Option<Node> {
-        self.nodes().order(Instant::now()).into_iter().find(|node| !tried.contains(node))
+    fn next<C: Call>(&self, tried: &[Node]) -> Option<Node> {
+        let (nodes, now) = (self.nodes(), Instant::now());
+        let order = if C::CONFIGURED_ONLY { nodes.order_configured(now) } else { nodes.order(now) };
+        order.into_iter().find(|node| !tried.contains(node))
     }
 }
 

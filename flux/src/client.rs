@@ -239,7 +239,7 @@ impl Client {
         Ok(answer.map(|reply| reply.members.into_iter().map(Into::into).collect()))
     }
 
-    /// What the node that this client talks to knows of itself.
+    /// What the first configured node that answers knows of itself: a client with one endpoint asks that node.
     pub async fn status(&self) -> Result<Answer<NodeStatus>, Error> {
         Ok(self.calls.call(call::NodeStatus).await?.map(Into::into))
     }

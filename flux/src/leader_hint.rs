@@ -90,6 +90,13 @@ impl Nodes {
         self.ranked(self.leader.iter().chain(&self.last), 0, now)
     }
 
+    /// The configured nodes alone, for questions about themselves.
+    pub(crate) fn order_configured(&self, now: Instant) -> Vec<Node> {
+        let mut order = self.ranked(std::iter::empty(), 0, now);
+        order.retain(|node| self.configured.contains(node));
+        order
+    }
+
     /// All nodes for a watch, which any node can serve: beginning at the `turn`-th configured one, so that
     /// watchers spread, and with `left` at the end.
     pub(crate) fn order_for_watch(&self, turn: usize, left: Option<&Node>, now: Instant) -> Vec<Node> {
@@ -167,7 +174,7 @@ fn normalize(endpoint: &str) -> Result<Arc<str>, Error> {
         Ok(parsed) if parsed.host().is_empty() || parsed.as_str().contains('@') => {
             Err(wrong("give it as http://host:port"))
         }
-        Ok(parsed) if parsed.port().is_some() && parsed.port_u16().is_none() => {
+        Ok(parsed) if parsed.port_u16().is_none() && parsed.as_str() != parsed.host() => {
             Err(wrong("the port is not one"))
         }
         Ok(parsed) => Ok(format!("http://{parsed}").into()),

@@ -111,8 +111,8 @@ fn members_are_learned_and_the_configured_are_never_forgotten() {
             answered b c           c b a
             learn d                c b d a
             failed d               c b a d
-            failed c               b a d c
-            failed b               a d c b
+            failed c               b c a d
+            failed b               c b a d
         "#]],
     );
 }

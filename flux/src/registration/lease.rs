@@ -141,7 +141,14 @@ mod tests {
             failed after 3000
             renewed after 10
             ",
-            expect![[""]],
+            expect![[r#"
+                renewed after 10       held     Beat { reg_rev: 1 } in 2950 ms
+                failed after 100       held     Beat { reg_rev: 1 } in 200 ms
+                failed after 3000      held     Beat { reg_rev: 1 } in 300 ms
+                failed after 3000      not held Beat { reg_rev: 1 } in 450 ms
+                failed after 3000      not held Beat { reg_rev: 1 } in 600 ms
+                renewed after 10       held     Beat { reg_rev: 1 } in 2800 ms
+            "#]],
         );
     }
 
@@ -159,7 +166,17 @@ mod tests {
             failed after 0
             registered after 10
             ",
-            expect![[""]],
+            expect![[r#"
+                lost after 10          not held Register in 100 ms
+                failed after 0         not held Register in 200 ms
+                failed after 0         not held Register in 300 ms
+                failed after 0         not held Register in 450 ms
+                failed after 0         not held Register in 950 ms
+                failed after 0         not held Register in 2900 ms
+                failed after 0         not held Register in 2750 ms
+                failed after 0         not held Register in 2850 ms
+                registered after 10    held     Beat { reg_rev: 2 } in 2900 ms
+            "#]],
         );
     }
 }

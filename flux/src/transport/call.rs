@@ -22,6 +22,9 @@ pub(crate) trait Call: Clone + Send + Sync + 'static {
     /// Whether it changes nothing.
     const READS: bool = false;
 
+    /// Whether it is about the configured nodes themselves, and not to be answered by others.
+    const CONFIGURED_ONLY: bool = false;
+
     /// Whether sending it twice is the same as sending it once.
     fn repeatable(&self) -> bool {
         true
@@ -222,6 +225,7 @@ impl Call for NodeStatus {
     type Reply = wire::StatusResponse;
     const OPERATION: Operation = Operation::Status;
     const READS: bool = true;
+    const CONFIGURED_ONLY: bool = true;
 
     async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
         admin(channel).status(timed(wire::StatusRequest {}, limit)).await
