@@ -327,6 +327,13 @@ impl Spec {
     }
 }
 
+impl Record {
+    /// What it is an instance of.
+    pub fn service(&self) -> &ServiceName {
+        &self.spec.service
+    }
+}
+
 impl Event {
     /// The service it concerns: a move concerns two, with an event each.
     pub fn service(&self) -> &ServiceName {
