@@ -76,7 +76,9 @@ pub enum Error {
     #[error("0 is no node id: ids start at 1")]
     Id,
     /// The node is not among `--members`.
-    #[error("node {id} is not among --members {members:?}: add {id}=HOST:PEER_PORT, or use --join to join a running cluster")]
+    #[error(
+        "node {id} is not among --members {members:?}: add {id}=HOST:PEER_PORT, or use --join to join a running cluster"
+    )]
     NotAMember {
         /// This node.
         id: u64,
@@ -87,7 +89,9 @@ pub enum Error {
     #[error("--members names node {0} twice")]
     Duplicate(u64),
     /// The election range makes no sense with the heartbeat.
-    #[error("--election-min-ms {min} must be at least twice --heartbeat-ms {heartbeat} and below --election-max-ms {max}")]
+    #[error(
+        "--election-min-ms {min} must be at least twice --heartbeat-ms {heartbeat} and below --election-max-ms {max}"
+    )]
     Timers {
         /// Heartbeat interval.
         heartbeat: u64,
@@ -217,11 +221,8 @@ impl Args {
         if self.id == 0 {
             return Err(Error::Id);
         }
-        let advertise = Advertise {
-            rest: self.url(self.rest)?,
-            grpc: self.url(self.grpc)?,
-            peer: self.url(self.peer)?,
-        };
+        let advertise =
+            Advertise { rest: self.url(self.rest)?, grpc: self.url(self.grpc)?, peer: self.url(self.peer)? };
         Ok(Config {
             id: self.id,
             name: self.name.clone().unwrap_or_else(|| format!("node-{}", self.id)),

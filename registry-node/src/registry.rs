@@ -11,14 +11,20 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    catalog::{Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec, Status},
+    catalog::{
+        Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName,
+        Spec, Status,
+    },
     config::Limits,
     consensus::{self, Consensus, Effect},
     lease::Keeper,
-    watch::{Hub, Watcher},
+    watch::{self, Hub},
 };
 
-pub use crate::consensus::{Member, NodeStatus, Role};
+pub use crate::{
+    consensus::{Member, NodeStatus, Role},
+    watch::{Batch, Update},
+};
 
 /// How long a watch waits for a revision that this node has not applied yet.
 const WATCH_CATCH_UP: Duration = Duration::from_secs(2);
@@ -170,7 +176,10 @@ impl Error {
 
     /// Whether the same call can succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NotReady { .. } | Self::NoLeader | Self::Unknown { .. } | Self::Overloaded { .. })
+        matches!(
+            self,
+            Self::NotReady { .. } | Self::NoLeader | Self::Unknown { .. } | Self::Overloaded { .. }
+        )
     }
 
     /// Whether it is certain that nothing changed.
@@ -186,7 +195,7 @@ impl From<consensus::Error> for Error {
             consensus::Error::NoLeader => Self::NoLeader,
             consensus::Error::Unknown { why } => Self::Unknown { why },
             consensus::Error::Overloaded { what } => Self::Overloaded { what },
-            consensus::Error::Refused { why } => Self::Invalid { field: "members".into(), why },
+            consensus::Error::Refused { why } => Self::Invalid { field: "request".into(), why },
         }
     }
 }
@@ -214,7 +223,12 @@ impl Registry {
 
     /// Registers `spec` and grants its lease. With `expected`, only if the record is at that revision (0: not
     /// registered at all).
-    pub async fn register(&self, spec: Spec, expected: Option<u64>, caller: Caller) -> Result<Answer<Arc<Record>>, Error> {
+    pub async fn register(
+        &self,
+        spec: Spec,
+        expected: Option<u64>,
+        caller: Caller,
+    ) -> Result<Answer<Arc<Record>>, Error> {
         spec.validate(&self.limits)?;
         let id = spec.id.clone();
         match self.propose(Command::Register { spec, expected }, caller).await? {
@@ -224,15 +238,28 @@ impl Registry {
     }
 
     /// Takes an instance out. With `reg_rev`, only that incarnation. The answer is whether something was there.
-    pub async fn deregister(&self, id: InstanceId, reg_rev: Option<u64>, caller: Caller) -> Result<Answer<bool>, Error> {
+    pub async fn deregister(
+        &self,
+        id: InstanceId,
+        reg_rev: Option<u64>,
+        caller: Caller,
+    ) -> Result<Answer<bool>, Error> {
         match self.propose(Command::Deregister { id: id.clone(), reg_rev }, caller).await? {
-            Effect { revision, outcome: Outcome::Deregistered { found } } => Ok(self.answer_at(revision, found)),
+            Effect { revision, outcome: Outcome::Deregistered { found } } => {
+                Ok(self.answer_at(revision, found))
+            }
             other => Err(refusal(&id, other.outcome)),
         }
     }
 
     /// Changes an instance's status, keeping its incarnation.
-    pub async fn set_status(&self, id: InstanceId, status: Status, reg_rev: Option<u64>, caller: Caller) -> Result<Answer<Arc<Record>>, Error> {
+    pub async fn set_status(
+        &self,
+        id: InstanceId,
+        status: Status,
+        reg_rev: Option<u64>,
+        caller: Caller,
+    ) -> Result<Answer<Arc<Record>>, Error> {
         match self.propose(Command::SetStatus { id: id.clone(), status, reg_rev }, caller).await? {
             Effect { outcome: Outcome::StatusSet(record), revision } => Ok(self.answer_at(revision, record)),
             other => Err(refusal(&id, other.outcome)),
@@ -248,37 +275,65 @@ impl Registry {
     }
 
     /// The instances of a service, or of all, in order of their ids.
-    pub async fn list(&self, service: Option<ServiceName>, consistency: Consistency, min_revision: u64) -> Result<Answer<Vec<Arc<Record>>>, Error> {
+    pub async fn list(
+        &self,
+        service: Option<ServiceName>,
+        consistency: Consistency,
+        min_revision: u64,
+    ) -> Result<Answer<Vec<Arc<Record>>>, Error> {
         self.fresh(consistency, min_revision).await?;
         Ok(self.read(|catalog| catalog.list(service.as_ref())))
     }
 
     /// One instance.
-    pub async fn get(&self, id: InstanceId, consistency: Consistency, min_revision: u64) -> Result<Answer<Option<Arc<Record>>>, Error> {
+    pub async fn get(
+        &self,
+        id: InstanceId,
+        consistency: Consistency,
+        min_revision: u64,
+    ) -> Result<Answer<Option<Arc<Record>>>, Error> {
         self.fresh(consistency, min_revision).await?;
         Ok(self.read(|catalog| catalog.get(&id).cloned()))
     }
 
     /// Services in order of their names.
-    pub async fn services(&self, consistency: Consistency, min_revision: u64) -> Result<Answer<Vec<ServiceSummary>>, Error> {
+    pub async fn services(
+        &self,
+        consistency: Consistency,
+        min_revision: u64,
+    ) -> Result<Answer<Vec<ServiceSummary>>, Error> {
         self.fresh(consistency, min_revision).await?;
         Ok(self.read(|catalog| {
-            catalog.services().into_iter().map(|(name, instances, up)| ServiceSummary { name, instances, up }).collect()
+            catalog
+                .services()
+                .into_iter()
+                .map(|(name, instances, up)| ServiceSummary { name, instances, up })
+                .collect()
         }))
     }
 
     /// Follows the changes of a service, or of all, after a revision of a cluster. Whatever cannot be resumed
     /// (another cluster, revision 0, behind the ring) starts with a reset.
-    pub async fn watch(&self, service: Option<ServiceName>, cluster_id: &str, after_revision: u64) -> Result<Watcher, Error> {
+    pub async fn watch(
+        &self,
+        service: Option<ServiceName>,
+        cluster_id: &str,
+        after_revision: u64,
+    ) -> Result<Watcher, Error> {
         self.consensus.caught_up()?;
-        let resume = (cluster_id == &*self.consensus.cluster_id()).then_some(after_revision).filter(|r| *r > 0);
+        let resume =
+            (cluster_id == &*self.consensus.cluster_id()).then_some(after_revision).filter(|r| *r > 0);
         if let Some(revision) = resume {
-            self.hub.reached(revision, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| Error::NotReady {
-                why: format!("it has applied revision {at}, the watch continues from {revision}"),
+            self.hub.reached(revision, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| {
+                Error::NotReady {
+                    why: format!("it has applied revision {at}, the watch continues from {revision}"),
+                }
             })?;
         }
-        let watcher = self.hub.watcher(service, resume, self.consensus.clone());
-        watcher.ok_or_else(|| Error::Overloaded { what: format!("watchers: this node serves {}", self.limits.watchers_max) })
+        let too_many =
+            || Error::Overloaded { what: format!("watchers: this node serves {}", self.limits.watchers_max) };
+        let cursor = self.hub.watcher(service, resume).ok_or_else(too_many)?;
+        Ok(Watcher { registry: self.clone(), cursor })
     }
 
     /// What this node knows now.
@@ -289,11 +344,6 @@ impl Registry {
     /// This node's state, for operators.
     pub fn status(&self) -> NodeStatus {
         self.consensus.status()
-    }
-
-    /// How many watchers follow this node.
-    pub fn watchers(&self) -> usize {
-        self.hub.watchers()
     }
 
     /// Whether this node answers linearizable reads now, proven by one; else why not.
@@ -342,9 +392,12 @@ impl Registry {
         let cause = Provenance { by: caller.by, why: caller.why, at_ms };
         let deadline = Instant::now() + self.limits.call_timeout;
         loop {
-            let proposal = Proposal { command: command.clone(), cause: cause.clone(), origin: caller.origin.clone() };
+            let proposal =
+                Proposal { command: command.clone(), cause: cause.clone(), origin: caller.origin.clone() };
             match self.consensus.propose(proposal, deadline).await {
-                Err(consensus::Error::Unknown { .. }) if caller.repeats && Instant::now() < deadline => continue,
+                Err(consensus::Error::Unknown { .. }) if caller.repeats && Instant::now() < deadline => {
+                    continue;
+                }
                 done => return Ok(done?),
             }
         }
@@ -373,12 +426,28 @@ impl Registry {
     }
 }
 
+/// A cursor over the changes of a service, or of all, and the headers that go with them.
+pub struct Watcher {
+    registry: Registry,
+    cursor: watch::Watcher,
+}
+
+impl Watcher {
+    /// The next update, at the latest after a second, and the header for its revision. Cancel-safe.
+    pub async fn next(&mut self) -> Answer<Update> {
+        let update = self.cursor.next().await;
+        self.registry.answer_at(update.revision(), update)
+    }
+}
+
 fn refusal(id: &InstanceId, outcome: Outcome) -> Error {
     match outcome {
         Outcome::Refused(Refusal::StaleSequence) => Error::StaleSequence,
         Outcome::Refused(Refusal::NotFound) => Error::NotFound { id: id.to_string() },
         Outcome::Refused(Refusal::Precondition { current }) => Error::Precondition { current },
-        Outcome::Refused(Refusal::Superseded { current }) => Error::Superseded { id: id.to_string(), current },
+        Outcome::Refused(Refusal::Superseded { current }) => {
+            Error::Superseded { id: id.to_string(), current }
+        }
         other => unreachable!("a call about {id} was answered with {other:?}"),
     }
 }

@@ -140,8 +140,8 @@ impl Lessor {
         Renewal::Renewed
     }
 
-    /// Forgets everything and arms each (id, reg_rev, ttl) at its TTL and `grace` from `now`: what a new leader
-    /// does once it has applied the first entry of its term.
+    /// Forgets everything and arms each (id, reg_rev, ttl) at its TTL, a third of it (a heartbeat on its way) and
+    /// `grace` from `now`: what a new leader does once it has applied the first entry of its term.
     pub fn arm_all(
         &mut self,
         instances: impl IntoIterator<Item = (InstanceId, u64, Duration)>,
@@ -151,7 +151,7 @@ impl Lessor {
         self.clear();
         for (id, reg_rev, ttl) in instances {
             self.remove(&id);
-            self.arm(id, reg_rev, ttl, now + ttl + grace);
+            self.arm(id, reg_rev, ttl, now + ttl + ttl / 3 + grace);
         }
     }
 

@@ -81,11 +81,11 @@ fn grace_and_postponement_only_push_deadlines_later() {
     let mut lessor = granted(1, now);
     lessor.arm_all([(id(0), 1, TTL)], now, s(4));
     lessor.renew(&id(0), Some(1), now + s(1));
-    assert_eq!(lessor.take_overdue(now + s(13), 10), vec![]);
-    assert_eq!(lessor.take_overdue(now + s(14), 0), vec![]);
+    assert_eq!(lessor.take_overdue(now + s(17), 10), vec![]);
+    assert_eq!(lessor.take_overdue(now + s(18), 0), vec![]);
     lessor.postpone_all(s(2));
-    assert_eq!(lessor.take_overdue(now + s(15), 10), vec![]);
-    assert_eq!(lessor.take_overdue(now + s(16), 10), vec![(id(0), 1)]);
+    assert_eq!(lessor.take_overdue(now + s(19), 10), vec![]);
+    assert_eq!(lessor.take_overdue(now + s(20), 10), vec![(id(0), 1)]);
 }
 
 #[test]
@@ -256,7 +256,7 @@ proptest! {
                     let grace = Duration::from_millis(grace_ms);
                     lessor.arm_all(model.iter().map(|(id, lease)| (id.clone(), lease.reg_rev, lease.ttl)), now, grace);
                     for lease in model.values_mut() {
-                        (lease.expiring, lease.deadline) = (false, now + lease.ttl + grace);
+                        (lease.expiring, lease.deadline) = (false, now + lease.ttl + lease.ttl / 3 + grace);
                     }
                 }
             }

@@ -1,0 +1,375 @@
+//! Between the domain and the wire: messages both ways, and the one table of errors.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use proto::registry::v1 as pb;
+use tonic::Code;
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::catalog::{
+    Event, EventKind, InstanceId, NAME_BYTES_MAX, Origin, Provenance, Record, ServiceName, Spec, Status,
+    WEIGHT_DEFAULT,
+};
+use crate::config::Limits;
+use crate::registry::{Answer, Caller, Consistency, Error, Header, Member, NodeStatus, Role, ServiceSummary};
+use crate::watch::{Batch, Update};
+
+/// Bytes of instances or events in one message of a stream. Well below the 4 MiB that gRPC clients take by
+/// default, and small enough not to block a connection's other streams for long.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// How long a client had better wait before it repeats a call that could not be served: an election's length.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An error's place on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Wire {
+    /// For gRPC.
+    pub grpc: Code,
+    /// For REST.
+    pub http: StatusCode,
+    /// One phrase for all errors of the code.
+    pub title: &'static str,
+}
+
+/// The table: what each error is in either protocol. UNAVAILABLE and 503 promise that nothing happened.
+pub fn wire(error: &Error) -> Wire {
+    let (grpc, http, title) = match error {
+        Error::NotReady { .. } => (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        Error::NoLeader => (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "no leader"),
+        Error::Unknown { .. } => (Code::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT, "outcome unknown"),
+        Error::NotFound { .. } => (Code::NotFound, StatusCode::NOT_FOUND, "not registered"),
+        Error::Precondition { .. } => (Code::Aborted, StatusCode::PRECONDITION_FAILED, "precondition failed"),
+        Error::Superseded { .. } => (Code::FailedPrecondition, StatusCode::CONFLICT, "superseded"),
+        Error::StaleSequence => (Code::FailedPrecondition, StatusCode::CONFLICT, "stale sequence number"),
+        Error::Invalid { .. } => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "invalid request"),
+        Error::Overloaded { .. } => (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+        Error::Unsupported { .. } => (Code::Unimplemented, StatusCode::NOT_IMPLEMENTED, "not supported"),
+    };
+    Wire { grpc, http, title }
+}
+
+/// The error as a gRPC status, with `google.rpc.ErrorInfo` that says what a client may do and where the leader is.
+pub fn status(error: &Error, leader: Option<&Member>) -> tonic::Status {
+    let mut metadata = HashMap::from([
+        ("retryable".to_owned(), error.is_retryable().to_string()),
+        ("had_no_effect".to_owned(), error.had_no_effect().to_string()),
+    ]);
+    if let Some(leader) = leader {
+        metadata.insert("leader_grpc".to_owned(), leader.grpc.clone());
+        metadata.insert("leader_rest".to_owned(), leader.rest.clone());
+    }
+    let mut details = ErrorDetails::with_error_info(error.code(), "registry.v1", metadata);
+    if error.is_retryable() {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    if let Error::Invalid { field, why } = error {
+        details.add_bad_request_violation(field, why);
+    }
+    tonic::Status::with_error_details(wire(error).grpc, error.to_string(), details)
+}
+
+// ---- requests ----
+
+/// The spec of a request, checked; what the registry sets is ignored.
+pub fn spec(instance: Option<pb::Instance>, limits: &Limits) -> Result<Spec, Error> {
+    let instance = instance.ok_or_else(|| invalid("instance", "is missing"))?;
+    let status = instance_status(instance.status)?;
+    let spec = Spec {
+        id: InstanceId::new(instance.id)?,
+        service: ServiceName::new(instance.service)?,
+        host: instance.host,
+        port: u16::try_from(instance.port).map_err(|_| invalid("port", "is over 65535"))?,
+        url: instance.url,
+        health_path: instance.health_path,
+        ttl_ms: or_default(instance.ttl_ms, limits.ttl_default.as_millis() as u32),
+        weight: or_default(instance.weight, WEIGHT_DEFAULT),
+        zone: instance.zone,
+        version: instance.version,
+        tags: instance.tags,
+        metadata: instance.metadata,
+        status,
+    };
+    spec.validate(limits)?;
+    Ok(spec)
+}
+
+/// A status named in a request; unnamed it is up.
+pub fn instance_status(status: i32) -> Result<Status, Error> {
+    use pb::instance::Status as Wire;
+    match Wire::try_from(status) {
+        Ok(Wire::Unspecified | Wire::Up) => Ok(Status::Up),
+        Ok(Wire::Draining) => Ok(Status::Draining),
+        Ok(Wire::Maintenance) => Ok(Status::Maintenance),
+        Err(_) => Err(invalid("status", "is none of UP, DRAINING, MAINTENANCE")),
+    }
+}
+
+/// An empty name asks for all services.
+pub fn service_filter(service: String) -> Result<Option<ServiceName>, Error> {
+    match service.is_empty() {
+        true => Ok(None),
+        false => Ok(Some(ServiceName::new(service)?)),
+    }
+}
+
+/// How fresh a read must be; unnamed it is linearizable.
+pub fn consistency(consistency: i32) -> Result<Consistency, Error> {
+    match pb::Consistency::try_from(consistency) {
+        Ok(pb::Consistency::Unspecified | pb::Consistency::Linearizable) => Ok(Consistency::Linearizable),
+        Ok(pb::Consistency::Stale) => Ok(Consistency::Stale),
+        Err(_) => Err(invalid("consistency", "is neither LINEARIZABLE nor STALE")),
+    }
+}
+
+/// Where the wire says 0 for "whichever".
+pub fn reg_rev(reg_rev: u64) -> Option<u64> {
+    (reg_rev != 0).then_some(reg_rev)
+}
+
+/// Who asks. A request that names nobody is `default_by`; one that names a client and a number may be repeated.
+pub fn caller(
+    by: String,
+    why: String,
+    client: String,
+    seq: u64,
+    default_by: String,
+) -> Result<Caller, Error> {
+    for (field, text) in [("by", &by), ("why", &why), ("client", &client)] {
+        if text.len() > NAME_BYTES_MAX {
+            return Err(invalid(field, format!("has {} bytes; {NAME_BYTES_MAX} are allowed", text.len())));
+        }
+    }
+    let by = if by.is_empty() { default_by } else { by };
+    let origin = (!client.is_empty()).then_some(Origin { client, seq });
+    Ok(Caller { by, why, repeats: origin.is_some(), origin })
+}
+
+/// A member that is to join.
+pub fn new_member(member: Option<pb::Member>) -> Result<Member, Error> {
+    let member = member.ok_or_else(|| invalid("member", "is missing"))?;
+    for (field, text) in [("peer", &member.peer), ("grpc", &member.grpc), ("rest", &member.rest)] {
+        if text.is_empty() {
+            return Err(invalid(field, "is empty; the member's full URL is expected"));
+        }
+    }
+    if member.id == 0 {
+        return Err(invalid("id", "is 0; node ids start at 1"));
+    }
+    let pb::Member { id, name, peer, grpc, rest, .. } = member;
+    Ok(Member { id, name, peer, grpc, rest, role: Role::Learner })
+}
+
+/// The request says something that cannot be.
+pub fn invalid(field: &str, why: impl Into<String>) -> Error {
+    Error::Invalid { field: field.to_owned(), why: why.into() }
+}
+
+fn or_default(value: u32, default: u32) -> u32 {
+    if value == 0 { default } else { value }
+}
+
+// ---- answers ----
+
+/// The header of an answer.
+pub fn header(header: &Header) -> pb::ResponseHeader {
+    pb::ResponseHeader {
+        cluster_id: header.cluster_id.to_string(),
+        node_id: header.node_id,
+        term: header.term,
+        revision: header.revision,
+        compact_revision: header.compact_revision,
+        leader: header.leader.as_ref().map(member),
+        age_ms: header.age.as_millis() as u64,
+    }
+}
+
+/// A record.
+pub fn instance(record: &Record) -> pb::Instance {
+    let spec = record.spec.clone();
+    pb::Instance {
+        id: spec.id.into(),
+        service: spec.service.into(),
+        host: spec.host,
+        port: spec.port.into(),
+        url: spec.url,
+        health_path: spec.health_path,
+        ttl_ms: spec.ttl_ms,
+        weight: spec.weight,
+        zone: spec.zone,
+        version: spec.version,
+        tags: spec.tags,
+        metadata: spec.metadata,
+        status: wire_status(spec.status).into(),
+        reg_rev: record.reg_rev,
+        mod_rev: record.mod_rev,
+        changed: Some(provenance(&record.changed)),
+    }
+}
+
+/// A member, in an answer.
+pub fn member(from: &Member) -> pb::Member {
+    pb::Member {
+        id: from.id,
+        name: from.name.clone(),
+        peer: from.peer.clone(),
+        grpc: from.grpc.clone(),
+        rest: from.rest.clone(),
+        role: role(from.role).into(),
+    }
+}
+
+/// All members.
+pub fn members(answer: Answer<Vec<Member>>) -> pb::MembersResponse {
+    pb::MembersResponse {
+        header: Some(header(&answer.header)),
+        members: answer.value.iter().map(member).collect(),
+    }
+}
+
+/// Records as the answer to a list.
+pub fn list(answer: Answer<Vec<Arc<Record>>>) -> pb::ListResponse {
+    let instances = answer.value.iter().map(|record| instance(record)).collect();
+    pb::ListResponse { header: Some(header(&answer.header)), instances }
+}
+
+/// Services, counted.
+pub fn services(answer: Answer<Vec<ServiceSummary>>) -> pb::ListServicesResponse {
+    let summary = |service: ServiceSummary| pb::ServiceSummary {
+        name: service.name.into(),
+        instances: service.instances as u32,
+        up: service.up as u32,
+    };
+    let services = answer.value.into_iter().map(summary).collect();
+    pb::ListServicesResponse { header: Some(header(&answer.header)), services }
+}
+
+/// One result a heartbeat.
+pub fn heartbeat(answer: Answer<Vec<bool>>) -> pb::HeartbeatResponse {
+    let result = |renewed| if renewed { pb::BeatResult::Renewed } else { pb::BeatResult::LeaseLost };
+    let results = answer.value.into_iter().map(|renewed| result(renewed).into()).collect();
+    pb::HeartbeatResponse { header: Some(header(&answer.header)), results }
+}
+
+/// What a node says of itself.
+pub fn node_status(head: &Header, status: NodeStatus) -> pb::StatusResponse {
+    pb::StatusResponse {
+        header: Some(header(head)),
+        name: status.name,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        role: role(status.role).into(),
+        applied_index: status.applied_index,
+        committed_index: status.committed_index,
+        last_log_index: status.last_log_index,
+        snapshot_index: status.snapshot_index,
+        purged_index: status.purged_index,
+        instances: status.instances as u64,
+        watchers: status.watchers as u64,
+        ready: status.not_ready.is_none(),
+        not_ready_reason: status.not_ready.unwrap_or_default(),
+        catalog_hash: format!("{:016x}", status.catalog_hash),
+    }
+}
+
+/// An update as messages of a stream: a snapshot in parts, events by whole revisions. Each message's header says
+/// which revision its receiver holds after it.
+pub fn watch_messages(update: &Answer<Update>) -> Vec<pb::WatchResponse> {
+    let message = |revision, kind| {
+        let header = pb::ResponseHeader { revision, ..header(&update.header) };
+        pb::WatchResponse { header: Some(header), kind: Some(kind) }
+    };
+    match &update.value {
+        Update::Reset { revision, records } => {
+            resets(records).into_iter().map(|reset| message(*revision, reset)).collect()
+        }
+        Update::Events { revision, batches } => events(batches, *revision)
+            .into_iter()
+            .map(|(revision, events)| message(revision, pb::watch_response::Kind::Events(events)))
+            .collect(),
+        Update::Progress { revision } => {
+            vec![message(*revision, pb::watch_response::Kind::Progress(pb::WatchProgress {}))]
+        }
+    }
+}
+
+/// Splits a snapshot into messages; an empty one is one message too.
+fn resets(records: &[Arc<Record>]) -> Vec<pb::watch_response::Kind> {
+    let mut parts = vec![pb::WatchReset { instances: Vec::new(), more: false, first: true }];
+    let mut bytes = 0;
+    for record in records {
+        let size = record.spec.bytes();
+        if bytes + size > CHUNK_BYTES && bytes > 0 {
+            bytes = 0;
+            parts.push(pb::WatchReset::default());
+        }
+        bytes += size;
+        parts.last_mut().expect("there is a first part").instances.push(instance(record));
+    }
+    let last = parts.len() - 1;
+    parts.iter_mut().take(last).for_each(|part| part.more = true);
+    parts.into_iter().map(pb::watch_response::Kind::Reset).collect()
+}
+
+/// Gathers whole revisions into messages, each with the revision reached by it: the last one reaches `revision`,
+/// which is beyond its events if later ones concern other services.
+fn events(batches: &[Arc<Batch>], revision: u64) -> Vec<(u64, pb::WatchEvents)> {
+    let mut messages: Vec<(u64, pb::WatchEvents)> = Vec::new();
+    let mut bytes = 0;
+    for batch in batches {
+        if messages.is_empty() || bytes + batch.bytes() > CHUNK_BYTES {
+            bytes = 0;
+            messages.push((0, pb::WatchEvents::default()));
+        }
+        bytes += batch.bytes();
+        let (reached, message) = messages.last_mut().expect("one was just pushed if there was none");
+        *reached = batch.revision;
+        message.events.extend(batch.events.iter().map(event));
+    }
+    if let Some((reached, _)) = messages.last_mut() {
+        *reached = revision;
+    }
+    messages
+}
+
+fn event(event: &Event) -> pb::Event {
+    use pb::event::Kind;
+    let kind = match event.kind {
+        EventKind::Put => Kind::Put,
+        EventKind::Delete => Kind::Delete,
+        EventKind::Expire => Kind::Expire,
+    };
+    pb::Event {
+        revision: event.revision,
+        kind: kind.into(),
+        instance: Some(instance(&event.record)),
+        cause: Some(provenance(&event.cause)),
+    }
+}
+
+fn provenance(from: &Provenance) -> pb::Provenance {
+    let Provenance { by, why, at_ms } = from.clone();
+    pb::Provenance { by, why, at_ms }
+}
+
+fn wire_status(status: Status) -> pb::instance::Status {
+    match status {
+        Status::Up => pb::instance::Status::Up,
+        Status::Draining => pb::instance::Status::Draining,
+        Status::Maintenance => pb::instance::Status::Maintenance,
+    }
+}
+
+fn role(role: Role) -> pb::member::Role {
+    match role {
+        Role::Leader => pb::member::Role::Leader,
+        Role::Follower => pb::member::Role::Follower,
+        Role::Learner => pb::member::Role::Learner,
+        Role::Candidate => pb::member::Role::Candidate,
+    }
+}
+
+#[cfg(test)]
+mod tests;

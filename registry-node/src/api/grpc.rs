@@ -1,0 +1,193 @@
+//! The registry's own API over gRPC.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::Router;
+use futures_util::{Stream, StreamExt, future, stream};
+use proto::registry::v1 as pb;
+use proto::registry::v1::admin_server::{Admin, AdminServer};
+use proto::registry::v1::registry_server::{Registry, RegistryServer};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::request::{Connection, default_by};
+use super::{Api, convert, legacy, rest};
+use crate::catalog::InstanceId;
+use crate::registry::{Error, Member};
+
+/// A watch says what it wants in its first message, and at once.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// Every gRPC service, the original's included, each under its own path.
+pub fn routes(api: &Api) -> Router<Api> {
+    let bytes_max = api.limits.message_bytes_max;
+    let registry = RegistryServer::new(api.clone()).max_decoding_message_size(bytes_max);
+    let admin = AdminServer::new(api.clone()).max_decoding_message_size(bytes_max);
+    Router::new()
+        .route_service("/registry.v1.Registry/{*call}", registry)
+        .route_service("/registry.v1.Admin/{*call}", admin)
+        .route_service("/serviceregistry.ServiceRegistry/{*call}", legacy::grpc(api))
+}
+
+#[tonic::async_trait]
+impl Registry for Api {
+    async fn register(&self, request: Request<pb::RegisterRequest>) -> Reply<pb::RegisterResponse> {
+        let by = caller_of(&request);
+        let pb::RegisterRequest { instance, expected_revision, by: named, why, client, seq } =
+            request.into_inner();
+        let spec = convert::spec(instance, &self.limits).map_err(|error| self.status(error))?;
+        let caller = convert::caller(named, why, client, seq, by).map_err(|error| self.status(error))?;
+        let answer = self.registry.register(spec, expected_revision, caller).await;
+        let answer = answer.map_err(|error| self.status(error))?;
+        let instance = Some(convert::instance(&answer.value));
+        Ok(Response::new(pb::RegisterResponse { header: Some(convert::header(&answer.header)), instance }))
+    }
+
+    async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Reply<pb::HeartbeatResponse> {
+        let beat = |beat: pb::Beat| Ok((InstanceId::new(beat.id)?, convert::reg_rev(beat.reg_rev)));
+        let beats: Result<_, Error> = request.into_inner().beats.into_iter().map(beat).collect();
+        let beats = beats.map_err(|error| self.status(error))?;
+        let answer = self.registry.heartbeat(beats).await.map_err(|error| self.status(error))?;
+        Ok(Response::new(convert::heartbeat(answer)))
+    }
+
+    async fn deregister(&self, request: Request<pb::DeregisterRequest>) -> Reply<pb::DeregisterResponse> {
+        let by = caller_of(&request);
+        let pb::DeregisterRequest { id, reg_rev, by: named, why, client, seq } = request.into_inner();
+        let id = InstanceId::new(id).map_err(|invalid| self.status(invalid))?;
+        let caller = convert::caller(named, why, client, seq, by).map_err(|error| self.status(error))?;
+        let answer = self.registry.deregister(id, convert::reg_rev(reg_rev), caller).await;
+        let answer = answer.map_err(|error| self.status(error))?;
+        let header = Some(convert::header(&answer.header));
+        Ok(Response::new(pb::DeregisterResponse { header, found: answer.value }))
+    }
+
+    async fn set_status(&self, request: Request<pb::SetStatusRequest>) -> Reply<pb::SetStatusResponse> {
+        let by = caller_of(&request);
+        let pb::SetStatusRequest { id, status, reg_rev, by: named, why, client, seq } = request.into_inner();
+        let id = InstanceId::new(id).map_err(|invalid| self.status(invalid))?;
+        let status = convert::instance_status(status).map_err(|error| self.status(error))?;
+        let caller = convert::caller(named, why, client, seq, by).map_err(|error| self.status(error))?;
+        let answer = self.registry.set_status(id, status, convert::reg_rev(reg_rev), caller).await;
+        let answer = answer.map_err(|error| self.status(error))?;
+        let instance = Some(convert::instance(&answer.value));
+        Ok(Response::new(pb::SetStatusResponse { header: Some(convert::header(&answer.header)), instance }))
+    }
+
+    async fn list(&self, request: Request<pb::ListRequest>) -> Reply<pb::ListResponse> {
+        let pb::ListRequest { service, consistency, min_revision } = request.into_inner();
+        let service = convert::service_filter(service).map_err(|error| self.status(error))?;
+        let consistency = convert::consistency(consistency).map_err(|error| self.status(error))?;
+        let answer = self.registry.list(service, consistency, min_revision).await;
+        answer.map(|answer| Response::new(convert::list(answer))).map_err(|error| self.status(error))
+    }
+
+    async fn get(&self, request: Request<pb::GetRequest>) -> Reply<pb::GetResponse> {
+        let pb::GetRequest { id, consistency, min_revision } = request.into_inner();
+        let id = InstanceId::new(id).map_err(|invalid| self.status(invalid))?;
+        let consistency = convert::consistency(consistency).map_err(|error| self.status(error))?;
+        let answer = self.registry.get(id.clone(), consistency, min_revision).await;
+        let answer = answer.map_err(|error| self.status(error))?;
+        let not_found = || self.status(Error::NotFound { id: id.to_string() });
+        let record = answer.value.ok_or_else(not_found)?;
+        let instance = Some(convert::instance(&record));
+        Ok(Response::new(pb::GetResponse { header: Some(convert::header(&answer.header)), instance }))
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<pb::ListServicesRequest>,
+    ) -> Reply<pb::ListServicesResponse> {
+        let pb::ListServicesRequest { consistency, min_revision } = request.into_inner();
+        let consistency = convert::consistency(consistency).map_err(|error| self.status(error))?;
+        let answer = self.registry.services(consistency, min_revision).await;
+        answer.map(|answer| Response::new(convert::services(answer))).map_err(|error| self.status(error))
+    }
+
+    type PipelineStream = stream::Empty<Result<pb::PipelineResponse, Status>>;
+
+    async fn pipeline(&self, _: Request<Streaming<pb::PipelineRequest>>) -> Reply<Self::PipelineStream> {
+        Err(self.status(Error::Unsupported { what: "Pipeline".to_owned() }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Reply<Self::WatchStream> {
+        let stop = Connection::of(request.extensions()).map(|via| via.stop.clone()).unwrap_or_default();
+        let mut inbound = request.into_inner();
+        let open = timeout(OPEN_TIMEOUT, inbound.message()).await;
+        let open = match open.map_err(|_| self.status(convert::invalid("open", "did not come")))?? {
+            Some(pb::WatchRequest { kind: Some(pb::watch_request::Kind::Open(open)) }) => open,
+            _ => return Err(self.status(convert::invalid("open", "must be the first message"))),
+        };
+        let service = convert::service_filter(open.service).map_err(|error| self.status(error))?;
+        let watcher = self.registry.watch(service, &open.cluster_id, open.after_revision).await;
+        let watcher = watcher.map_err(|error| self.status(error))?;
+        let updates = rest::messages(watcher, stop).map(|message| Some(Ok(message)));
+        // Acknowledgements are read, so that a client never blocks on sending them; barriers will keep them.
+        let acknowledgements = inbound.map(|_| None);
+        // The watch ends with the updates, not with the acknowledgements: a client may close its side early.
+        let updates =
+            updates.chain(stream::once(future::ready(Some(Err(Status::unavailable("this node stops"))))));
+        let both = stream::select(updates, acknowledgements).filter_map(future::ready);
+        let until_error = both.scan(false, |ended, message| {
+            let message = (!*ended).then_some(message);
+            *ended |= matches!(message, Some(Err(_)));
+            future::ready(message)
+        });
+        Ok(Response::new(Box::pin(until_error)))
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Api {
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Reply<pb::StatusResponse> {
+        Ok(Response::new(convert::node_status(&self.registry.header(), self.registry.status())))
+    }
+
+    async fn members(&self, _: Request<pb::MembersRequest>) -> Reply<pb::MembersResponse> {
+        Ok(Response::new(convert::members(self.registry.members())))
+    }
+
+    async fn add_learner(&self, request: Request<pb::AddLearnerRequest>) -> Reply<pb::MembersResponse> {
+        let member: Result<Member, Error> = convert::new_member(request.into_inner().member);
+        let member = member.map_err(|error| Api::status(self, error))?;
+        let answer = self.registry.add_learner(member).await;
+        answer.map(|answer| Response::new(convert::members(answer))).map_err(|error| Api::status(self, error))
+    }
+
+    async fn promote(&self, request: Request<pb::PromoteRequest>) -> Reply<pb::MembersResponse> {
+        let answer = self.registry.promote(request.into_inner().id).await;
+        answer.map(|answer| Response::new(convert::members(answer))).map_err(|error| Api::status(self, error))
+    }
+
+    async fn remove_member(&self, request: Request<pb::RemoveMemberRequest>) -> Reply<pb::MembersResponse> {
+        let answer = self.registry.remove_member(request.into_inner().id).await;
+        answer.map(|answer| Response::new(convert::members(answer))).map_err(|error| Api::status(self, error))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<pb::TransferLeadershipRequest>,
+    ) -> Reply<pb::TransferLeadershipResponse> {
+        let to = request.into_inner().to;
+        let answer = self.registry.transfer((to != 0).then_some(to)).await;
+        let answer = answer.map_err(|error| Api::status(self, error))?;
+        let header = Some(convert::header(&answer.header));
+        Ok(Response::new(pb::TransferLeadershipResponse { header }))
+    }
+
+    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Reply<pb::SnapshotResponse> {
+        let answer = self.registry.snapshot().await.map_err(|error| Api::status(self, error))?;
+        let header = Some(convert::header(&answer.header));
+        Ok(Response::new(pb::SnapshotResponse { header, snapshot_index: answer.value }))
+    }
+}
+
+/// The caller of a request that names nobody.
+fn caller_of<T>(request: &Request<T>) -> String {
+    default_by("grpc", Connection::of(request.extensions()).map(|via| via.peer.ip()))
+}

@@ -1,0 +1,60 @@
+//! What clients see: gRPC, REST and the original's API, all on every client port.
+//!
+//! `convert` is the one place where the domain meets the wire: messages both ways, and one table from an error to
+//! its gRPC status, HTTP status and hints. `grpc`, `rest` and `legacy` only read a request, call one use case and
+//! write the answer; `health` answers probes and scrapes, `observe` stands around every request, `serve` carries connections and guards against bad ones.
+
+mod convert;
+mod grpc;
+mod health;
+mod legacy;
+mod observe;
+mod reply;
+mod request;
+mod rest;
+mod serve;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::middleware;
+use axum::response::Response;
+
+use crate::config::Limits;
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use reply::Problem;
+
+pub use serve::serve;
+
+/// What every handler has at hand. Cheap to clone.
+#[derive(Clone)]
+struct Api {
+    registry: Registry,
+    limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
+}
+
+/// Everything the client ports serve: REST and gRPC, told apart by path.
+pub fn router(registry: Registry, metrics: Arc<Metrics>, limits: Arc<Limits>) -> Router {
+    let api = Api { registry, limits, metrics };
+    Router::new()
+        .merge(rest::routes())
+        .merge(legacy::routes())
+        .merge(health::routes())
+        .merge(grpc::routes(&api))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(api.clone(), observe::observe))
+        .with_state(api)
+}
+
+async fn no_such_path(uri: Uri, headers: HeaderMap) -> Response {
+    let why = format!("{} is not served here", uri.path());
+    observe::refuse(observe::is_grpc(&headers), tonic::Code::Unimplemented, Problem::no_such_path(why))
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Problem {
+    Problem::no_such_method(format!("{method} is not served on {}", uri.path()))
+}

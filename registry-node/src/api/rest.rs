@@ -1,0 +1,359 @@
+//! The registry's own API as REST: the same messages as over gRPC, as proto3 JSON.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{self, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use futures_util::{Stream, StreamExt, stream};
+use proto::registry::v1 as pb;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Api;
+use super::convert;
+use super::reply::Problem;
+use super::request::{Message, Params, Segment, Via};
+use crate::catalog::InstanceId;
+use crate::registry::{Answer, Consistency, Error, Watcher};
+use crate::watch::Update;
+
+/// How long a watch waits if it does not say, and at most: proxies on the way give up after a minute.
+const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(55);
+
+type Reply<T> = Result<Json<T>, Problem>;
+
+/// Everything under `/v1`.
+pub fn routes() -> Router<Api> {
+    Router::new()
+        .route("/v1/instances", get(list_all))
+        .route("/v1/instances/{id}", put(register).get(get_instance).delete(deregister))
+        .route("/v1/instances/{id}/heartbeat", post(heartbeat))
+        .route("/v1/instances/{id}/status", put(set_status))
+        .route("/v1/services", get(services))
+        .route("/v1/services/{service}", get(list_service))
+        .route("/v1/watch", get(watch))
+        .route("/v1/status", get(status))
+        .route("/v1/members", get(members).post(add_learner))
+        .route("/v1/members/{id}", delete(remove_member))
+        .route("/v1/members/{id}/promote", post(promote))
+        .route("/v1/leader/transfer", post(transfer))
+        .route("/v1/snapshot", post(snapshot))
+}
+
+// ---- writes ----
+
+/// Query of the writes.
+#[derive(Deserialize)]
+struct WriteQuery {
+    expected_revision: Option<u64>,
+    #[serde(default)]
+    reg_rev: u64,
+    #[serde(default)]
+    by: String,
+    #[serde(default)]
+    why: String,
+    #[serde(default)]
+    client: String,
+    #[serde(default)]
+    seq: u64,
+}
+
+async fn register(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    Params(query): Params<WriteQuery>,
+    via: Via,
+    Message(mut instance): Message<pb::Instance>,
+) -> Result<(StatusCode, Json<pb::RegisterResponse>), Problem> {
+    if instance.id.is_empty() {
+        instance.id = id;
+    } else if instance.id != id {
+        return Err(api.problem(convert::invalid("id", "in the body is not the path's")));
+    }
+    let spec = convert::spec(Some(instance), &api.limits).map_err(|error| api.problem(error))?;
+    let WriteQuery { expected_revision, by, why, client, seq, .. } = query;
+    let caller = convert::caller(by, why, client, seq, via.by("rest")).map_err(|error| api.problem(error))?;
+    let answer =
+        api.registry.register(spec, expected_revision, caller).await.map_err(|error| api.problem(error))?;
+    let instance = Some(convert::instance(&answer.value));
+    let header = Some(convert::header(&answer.header));
+    Ok((StatusCode::CREATED, Json(pb::RegisterResponse { header, instance })))
+}
+
+async fn deregister(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    Params(query): Params<WriteQuery>,
+    via: Via,
+) -> Reply<pb::DeregisterResponse> {
+    let id = instance_id(&api, id)?;
+    let WriteQuery { reg_rev, by, why, client, seq, .. } = query;
+    let caller = convert::caller(by, why, client, seq, via.by("rest")).map_err(|error| api.problem(error))?;
+    let answer = api.registry.deregister(id, convert::reg_rev(reg_rev), caller).await;
+    let answer = answer.map_err(|error| api.problem(error))?;
+    Ok(Json(pb::DeregisterResponse { header: Some(convert::header(&answer.header)), found: answer.value }))
+}
+
+async fn heartbeat(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    Params(query): Params<WriteQuery>,
+) -> Reply<pb::HeartbeatResponse> {
+    let beat = (instance_id(&api, id.clone())?, convert::reg_rev(query.reg_rev));
+    let answer = api.registry.heartbeat(vec![beat]).await.map_err(|error| api.problem(error))?;
+    match answer.value[..] {
+        [true] => Ok(Json(convert::heartbeat(answer))),
+        _ => Err(Problem::lease_lost(&id)),
+    }
+}
+
+async fn set_status(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    Params(query): Params<WriteQuery>,
+    via: Via,
+    Message(body): Message<pb::SetStatusRequest>,
+) -> Reply<pb::SetStatusResponse> {
+    if !body.id.is_empty() && body.id != id {
+        return Err(api.problem(convert::invalid("id", "in the body is not the path's")));
+    }
+    let id = instance_id(&api, id)?;
+    let status = convert::instance_status(body.status).map_err(|error| api.problem(error))?;
+    let reg_rev = convert::reg_rev(if body.reg_rev == 0 { query.reg_rev } else { body.reg_rev });
+    let pb::SetStatusRequest { by, why, client, seq, .. } = body;
+    let caller = convert::caller(by, why, client, seq, via.by("rest")).map_err(|error| api.problem(error))?;
+    let answer = api.registry.set_status(id, status, reg_rev, caller).await;
+    let answer = answer.map_err(|error| api.problem(error))?;
+    let instance = Some(convert::instance(&answer.value));
+    Ok(Json(pb::SetStatusResponse { header: Some(convert::header(&answer.header)), instance }))
+}
+
+// ---- reads ----
+
+/// Query of the reads.
+#[derive(Deserialize)]
+struct ReadQuery {
+    #[serde(default)]
+    consistency: Freshness,
+    #[serde(default)]
+    min_revision: u64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Freshness {
+    #[default]
+    Linearizable,
+    Stale,
+}
+
+impl From<Freshness> for Consistency {
+    fn from(freshness: Freshness) -> Consistency {
+        match freshness {
+            Freshness::Linearizable => Consistency::Linearizable,
+            Freshness::Stale => Consistency::Stale,
+        }
+    }
+}
+
+async fn list_all(State(api): State<Api>, Params(query): Params<ReadQuery>) -> Reply<pb::ListResponse> {
+    list(&api, String::new(), query).await
+}
+
+async fn list_service(
+    State(api): State<Api>,
+    Segment(service): Segment,
+    Params(query): Params<ReadQuery>,
+) -> Reply<pb::ListResponse> {
+    list(&api, service, query).await
+}
+
+async fn list(api: &Api, service: String, query: ReadQuery) -> Reply<pb::ListResponse> {
+    let service = convert::service_filter(service).map_err(|error| api.problem(error))?;
+    let answer = api.registry.list(service, query.consistency.into(), query.min_revision).await;
+    answer.map(|answer| Json(convert::list(answer))).map_err(|error| api.problem(error))
+}
+
+async fn get_instance(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    Params(query): Params<ReadQuery>,
+) -> Reply<pb::GetResponse> {
+    let id = instance_id(&api, id)?;
+    let answer = api.registry.get(id.clone(), query.consistency.into(), query.min_revision).await;
+    let answer = answer.map_err(|error| api.problem(error))?;
+    let Some(record) = answer.value else {
+        return Err(api.problem(Error::NotFound { id: id.to_string() }));
+    };
+    let header = Some(convert::header(&answer.header));
+    Ok(Json(pb::GetResponse { header, instance: Some(convert::instance(&record)) }))
+}
+
+async fn services(
+    State(api): State<Api>,
+    Params(query): Params<ReadQuery>,
+) -> Reply<pb::ListServicesResponse> {
+    let answer = api.registry.services(query.consistency.into(), query.min_revision).await;
+    answer.map(|answer| Json(convert::services(answer))).map_err(|error| api.problem(error))
+}
+
+// ---- watch ----
+
+/// Query of a watch.
+#[derive(Deserialize)]
+struct WatchQuery {
+    #[serde(default)]
+    service: String,
+    #[serde(default)]
+    cluster_id: String,
+    since: Option<u64>,
+    wait: Option<String>,
+}
+
+/// What a long poll answers: one update, in one message or more.
+#[derive(Serialize)]
+struct Updates {
+    updates: Vec<pb::WatchResponse>,
+}
+
+async fn watch(
+    State(api): State<Api>,
+    Params(query): Params<WatchQuery>,
+    headers: HeaderMap,
+    via: Via,
+) -> Result<Response, Problem> {
+    let wait = wait(query.wait.as_deref()).map_err(|error| api.problem(error))?;
+    let service = convert::service_filter(query.service).map_err(|error| api.problem(error))?;
+    let since = query.since.or_else(|| last_event_id(&headers)).unwrap_or(0);
+    let watcher = api.registry.watch(service, &query.cluster_id, since).await;
+    let watcher = watcher.map_err(|error| api.problem(error))?;
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.contains("text/event-stream") {
+        return Ok(Sse::new(server_sent(watcher, via.stop())).into_response());
+    }
+    let update = long_poll(&api, watcher, since, Instant::now() + wait, via.stop()).await;
+    Ok(Json(Updates { updates: convert::watch_messages(&update) }).into_response())
+}
+
+/// The next update that is more than progress; progress at the deadline, or when this node stops.
+async fn long_poll(
+    api: &Api,
+    mut watcher: Watcher,
+    since: u64,
+    deadline: Instant,
+    stop: CancellationToken,
+) -> Answer<Update> {
+    let mut revision = since;
+    loop {
+        match stop.run_until_cancelled(timeout_at(deadline, watcher.next())).await {
+            Some(Ok(Answer { value: Update::Progress { revision: reached }, .. })) => revision = reached,
+            Some(Ok(update)) => return update,
+            Some(Err(_)) | None => {
+                return Answer { header: api.registry.header(), value: Update::Progress { revision } };
+            }
+        }
+    }
+}
+
+/// The messages of a watch until this node stops.
+pub fn messages(watcher: Watcher, stop: CancellationToken) -> impl Stream<Item = pb::WatchResponse> {
+    stream::unfold((watcher, stop), async |(mut watcher, stop)| {
+        let update = stop.run_until_cancelled(watcher.next()).await?;
+        Some((update, (watcher, stop)))
+    })
+    .flat_map(|update| stream::iter(convert::watch_messages(&update)))
+}
+
+fn server_sent(
+    watcher: Watcher,
+    stop: CancellationToken,
+) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+    messages(watcher, stop).map(|message| {
+        let event = sse::Event::default();
+        // Half a snapshot is nothing to resume from.
+        let whole = !matches!(&message.kind, Some(pb::watch_response::Kind::Reset(reset)) if reset.more);
+        let revision = message.header.as_ref().map_or(0, |header| header.revision);
+        let event = if whole { event.id(revision.to_string()) } else { event };
+        Ok(event.json_data(&message).expect("our messages are JSON"))
+    })
+}
+
+fn last_event_id(headers: &HeaderMap) -> Option<u64> {
+    headers.get("last-event-id")?.to_str().ok()?.parse().ok()
+}
+
+fn wait(text: Option<&str>) -> Result<Duration, Error> {
+    let Some(text) = text else { return Ok(WAIT_DEFAULT) };
+    match humantime::parse_duration(text) {
+        Ok(wait) => Ok(wait.min(WAIT_MAX)),
+        Err(_) if text == "0" => Ok(Duration::ZERO),
+        Err(_) => Err(convert::invalid("wait", "is no duration such as 30s")),
+    }
+}
+
+// ---- operators ----
+
+async fn status(State(api): State<Api>) -> Json<pb::StatusResponse> {
+    Json(convert::node_status(&api.registry.header(), api.registry.status()))
+}
+
+async fn members(State(api): State<Api>) -> Json<pb::MembersResponse> {
+    Json(convert::members(api.registry.members()))
+}
+
+async fn add_learner(
+    State(api): State<Api>,
+    Message(member): Message<pb::Member>,
+) -> Reply<pb::MembersResponse> {
+    let member = convert::new_member(Some(member)).map_err(|error| api.problem(error))?;
+    let answer = api.registry.add_learner(member).await;
+    answer.map(|answer| Json(convert::members(answer))).map_err(|error| api.problem(error))
+}
+
+async fn promote(State(api): State<Api>, Segment(id): Segment) -> Reply<pb::MembersResponse> {
+    let id = node_id(&api, &id)?;
+    let answer = api.registry.promote(id).await;
+    answer.map(|answer| Json(convert::members(answer))).map_err(|error| api.problem(error))
+}
+
+async fn remove_member(State(api): State<Api>, Segment(id): Segment) -> Reply<pb::MembersResponse> {
+    let id = node_id(&api, &id)?;
+    let answer = api.registry.remove_member(id).await;
+    answer.map(|answer| Json(convert::members(answer))).map_err(|error| api.problem(error))
+}
+
+#[derive(Deserialize)]
+struct TransferQuery {
+    #[serde(default)]
+    to: u64,
+}
+
+async fn transfer(
+    State(api): State<Api>,
+    Params(query): Params<TransferQuery>,
+) -> Reply<pb::TransferLeadershipResponse> {
+    let answer = api.registry.transfer((query.to != 0).then_some(query.to)).await;
+    let answer = answer.map_err(|error| api.problem(error))?;
+    Ok(Json(pb::TransferLeadershipResponse { header: Some(convert::header(&answer.header)) }))
+}
+
+async fn snapshot(State(api): State<Api>) -> Reply<pb::SnapshotResponse> {
+    let answer = api.registry.snapshot().await.map_err(|error| api.problem(error))?;
+    let header = Some(convert::header(&answer.header));
+    Ok(Json(pb::SnapshotResponse { header, snapshot_index: answer.value }))
+}
+
+fn instance_id(api: &Api, id: String) -> Result<InstanceId, Problem> {
+    InstanceId::new(id).map_err(|invalid| api.problem(invalid))
+}
+
+fn node_id(api: &Api, id: &str) -> Result<u64, Problem> {
+    id.parse().map_err(|_| api.problem(convert::invalid("id", "is no node id")))
+}

@@ -1,0 +1,126 @@
+//! What a node tells operators of itself and of the cluster.
+
+use openraft::{ServerState, async_runtime::watch::WatchReceiver};
+
+use super::{Consensus, Lead, types::Address};
+
+/// A node's part in its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes proposals.
+    Leader,
+    /// Votes and replicates.
+    Follower,
+    /// Replicates only.
+    Learner,
+    /// Asks for votes.
+    Candidate,
+}
+
+/// A member and where it is; full URLs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: u64,
+    /// For people.
+    pub name: String,
+    /// For other nodes.
+    pub peer: String,
+    /// For gRPC clients.
+    pub grpc: String,
+    /// For REST clients.
+    pub rest: String,
+    /// Its part, as far as the answering node knows.
+    pub role: Role,
+}
+
+impl Member {
+    pub(super) fn new(id: u64, address: Address, role: Role) -> Self {
+        let Address { name, peer, grpc, rest } = address;
+        Self { id, name, peer, grpc, rest, role }
+    }
+}
+
+/// What a node knows of itself.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its part.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// The last log entry it has applied.
+    pub applied_index: u64,
+    /// The last it knows to be committed.
+    pub committed_index: u64,
+    /// The last it has.
+    pub last_log_index: u64,
+    /// How far its snapshot reaches.
+    pub snapshot_index: u64,
+    /// How far its log is purged.
+    pub purged_index: u64,
+    /// Registered instances.
+    pub instances: usize,
+    /// Watchers that follow it.
+    pub watchers: usize,
+    /// Why it answers no linearizable reads now; none if it does as far as it knows.
+    pub not_ready: Option<String>,
+    /// Hash of the catalog.
+    pub catalog_hash: u64,
+    /// The catalog's revision.
+    pub revision: u64,
+}
+
+impl Consensus {
+    /// This node's state.
+    pub fn status(&self) -> NodeStatus {
+        let (instances, catalog_hash, revision) = self.0.hub.read(|c| (c.len(), c.hash(), c.revision()));
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let not_ready = match (self.caught_up(), self.lead()) {
+            (Err(error), _) => Some(error.to_string()),
+            (_, Lead::Nowhere) => Some("it knows no leader".into()),
+            _ => None,
+        };
+        NodeStatus {
+            name: self.0.name.clone(),
+            role: role(metrics.state),
+            term: metrics.current_term,
+            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            instances,
+            watchers: self.0.hub.watchers(),
+            not_ready,
+            catalog_hash,
+            revision,
+        }
+    }
+
+    /// The members, in order of their ids.
+    pub fn members(&self) -> Vec<Member> {
+        let metrics = self.0.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = &metrics.membership_config;
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let part = |id: u64| match metrics.current_leader {
+            Some(leader) if leader == id => Role::Leader,
+            _ if id == self.0.id => role(metrics.state),
+            _ if voters.contains(&id) => Role::Follower,
+            _ => Role::Learner,
+        };
+        membership.nodes().map(|(id, address)| Member::new(*id, address.clone(), part(*id))).collect()
+    }
+}
+
+fn role(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner => Role::Learner,
+        _ => Role::Follower,
+    }
+}

@@ -1,0 +1,563 @@
+//! Consensus: replicates proposals, says who leads, orders reads, changes members. openraft stays in here.
+//!
+//! Every node takes every call: [`Consensus::propose`] and [`Consensus::read_barrier`] go to the leader, here or
+//! over the peers' port, and keep trying until their deadline as long as it is certain that nothing happened.
+
+mod bootstrap;
+mod codec;
+mod log_store;
+mod machine_status;
+mod network;
+mod peer_server;
+mod proposer;
+mod state_machine;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use openraft::{
+    ChangeMembers, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy,
+    async_runtime::watch::WatchReceiver,
+    errors::{ClientWriteError, RaftError},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::TaskTracker;
+
+pub use self::{
+    bootstrap::{Error as BootstrapError, identity_in},
+    codec::Identity,
+    machine_status::{Member, NodeStatus, Role},
+    peer_server::{PeerServer, Renew},
+    types::{Address, Effect},
+};
+use self::{
+    log_store::LogStore,
+    network::{Network, Peers},
+    proposer::Proposer,
+    state_machine::Machine,
+    types::{LogId, Types},
+};
+use crate::{
+    catalog::{InstanceId, Proposal},
+    config::{self, Timers},
+    registry::Header,
+    storage::{Recovered, Store},
+    watch::Hub,
+};
+
+/// Between two attempts when nothing tells that the cluster has changed.
+const RETRY: Duration = Duration::from_millis(50);
+/// A read's confirmation by a quorum takes a round trip; longer means that there is none.
+const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a leader that stops waits for its successor.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a membership change may take: a learner may need a snapshot first.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why consensus could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// This node cannot answer correctly now; nothing happened.
+    #[error("this node is not ready: {why}")]
+    NotReady {
+        /// What it waits for.
+        why: String,
+    },
+    /// No leader in time; nothing happened.
+    #[error("the cluster has no leader")]
+    NoLeader,
+    /// No answer in time; it may have happened.
+    #[error("the outcome is unknown: {why}")]
+    Unknown {
+        /// What went missing.
+        why: String,
+    },
+    /// A queue is full; nothing happened.
+    #[error("too many {what}")]
+    Overloaded {
+        /// Of what.
+        what: String,
+    },
+    /// It cannot be done as things are; nothing happened.
+    #[error("refused: {why}")]
+    Refused {
+        /// What stands in the way.
+        why: String,
+    },
+}
+
+/// Who leads, as far as this node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lead {
+    /// This node.
+    Here {
+        /// Its term.
+        term: u64,
+    },
+    /// Another member.
+    Elsewhere {
+        /// Its id.
+        id: u64,
+        /// Where it is.
+        address: Address,
+    },
+    /// Nobody known.
+    Nowhere,
+}
+
+/// A node's part in its cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus(Arc<Inner>);
+
+struct Inner {
+    raft: Raft<Types, Machine>,
+    id: u64,
+    name: String,
+    cluster_id: Arc<str>,
+    timers: Timers,
+    hub: Hub,
+    lead: watch::Receiver<Lead>,
+    applied: watch::Receiver<Option<LogId>>,
+    proposer: Proposer,
+    peers: Peers,
+    started: Instant,
+    /// Milliseconds from `started` to when a leader was last heard of.
+    heard_ms: AtomicU64,
+    /// Whether this process has once applied all that was committed when it asked.
+    caught_up: AtomicBool,
+}
+
+/// What a node is started with.
+pub struct Parts<'a> {
+    /// Its configuration.
+    pub config: &'a config::Config,
+    /// Its store, and what was found in it.
+    pub store: Store,
+    /// What was found.
+    pub recovered: Recovered,
+    /// Where the catalog lives.
+    pub hub: Hub,
+    /// The peers' port, already open.
+    pub server: &'a PeerServer,
+    /// Where tasks run.
+    pub tracker: &'a TaskTracker,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has no place in the cluster.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// What it kept cannot be read.
+    #[error(
+        "the store in {} is damaged: {what}. Keep the directory for inspection, and replace this node by a new one \
+         with a new id: `registry-node --id NEW --join HOST:PEER_PORT`", .dir.display()
+    )]
+    Damaged {
+        /// The store.
+        dir: std::path::PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Raft itself.
+    #[error("consensus cannot start: {0}")]
+    Raft(String),
+}
+
+impl Consensus {
+    /// Finds or founds the cluster, then runs. Returns before a leader is known.
+    pub async fn start(parts: Parts<'_>) -> Result<Self, StartError> {
+        let Parts { config, store, recovered, hub, server, tracker } = parts;
+        let damaged = |what: String| StartError::Damaged { dir: config.dir.clone(), what };
+        let place = bootstrap::find_place(config, &recovered, server).await?;
+        let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
+        let machine = Machine::open(hub.clone(), store, recovered.snapshot).map_err(damaged)?;
+        let applied = machine.applied();
+        let peers = Peers::new(config, place.cluster_id.clone());
+        let network = Network::new(peers.clone());
+        let raft = Raft::new(config.id, Arc::new(settings(config)?), network, log, machine)
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))?;
+        if let Some(members) = place.found_with
+            && !raft.is_initialized().await.map_err(|e| StartError::Raft(e.to_string()))?
+        {
+            raft.initialize(members).await.map_err(|e| StartError::Raft(e.to_string()))?;
+        }
+        let (lead, following) = watch::channel(Lead::Nowhere);
+        tracker.spawn(follow_lead(raft.clone(), config.id, lead));
+        let consensus = Self(Arc::new(Inner {
+            proposer: Proposer::start(raft.clone(), tracker),
+            raft,
+            id: config.id,
+            name: config.name.clone(),
+            cluster_id: place.cluster_id,
+            timers: config.timers,
+            hub,
+            lead: following,
+            applied,
+            peers,
+            started: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+            caught_up: AtomicBool::new(false),
+        }));
+        tracker.spawn(consensus.clone().catch_up());
+        server.open(consensus.clone());
+        Ok(consensus)
+    }
+
+    /// Asks for a read point until one is reached: from then on this node may answer from what it has applied.
+    async fn catch_up(self) {
+        while !self.0.caught_up.load(Ordering::Acquire) && !self.stopped() {
+            let _ = self.read_barrier(Instant::now() + READ_INDEX_TIMEOUT).await; // sets the mark itself
+        }
+    }
+
+    /// Whether this node has ever voted or held a log.
+    fn is_initialised(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.current_term > 0 || metrics.last_log_index.is_some()
+    }
+
+    fn stopped(&self) -> bool {
+        self.0.raft.metrics().borrow_watched().running_state.is_err()
+    }
+
+    /// Who leads.
+    pub fn lead(&self) -> Lead {
+        self.0.lead.borrow().clone()
+    }
+
+    /// Returns when the lead has changed, or after a moment, at the latest at the deadline.
+    pub async fn await_change(&self, deadline: Instant) {
+        let mut lead = self.0.lead.clone();
+        lead.mark_unchanged();
+        let until = deadline.min(Instant::now() + RETRY);
+        let _ = tokio::time::timeout_at(until, lead.changed()).await; // time, too, is a reason to look again
+    }
+
+    /// This node's term if it leads, has applied the first entry of its term, and has heard a quorum within the
+    /// longest election time-out: then no other node can lead.
+    pub fn confirmed_term(&self) -> Option<u64> {
+        let inner = &self.0;
+        let Lead::Here { term } = *inner.lead.borrow() else { return None };
+        let applied_own = (*inner.applied.borrow())
+            .is_some_and(|id| id.leader_id.term == term && id.leader_id.node_id == inner.id);
+        (applied_own && self.heard_quorum()).then_some(term)
+    }
+
+    fn heard_quorum(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return false;
+        }
+        if metrics.membership_config.voter_ids().eq([self.0.id]) {
+            return true;
+        }
+        metrics
+            .last_quorum_acked
+            .is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) < self.0.timers.election_max)
+    }
+
+    /// Replicates a proposal wherever the leader is, and returns what it did. Tries until `deadline` while it is
+    /// certain that nothing has happened.
+    pub async fn propose(&self, proposal: Proposal, deadline: Instant) -> Result<Effect, Error> {
+        loop {
+            let attempt = match self.lead() {
+                Lead::Here { .. } => self.propose_here(proposal.clone()).await,
+                Lead::Elsewhere { id, address } => {
+                    self.0.peers.propose(id, &address, &proposal, deadline).await
+                }
+                Lead::Nowhere => Err(Error::NoLeader),
+            };
+            match attempt {
+                Err(Error::NoLeader) if Instant::now() < deadline => self.await_change(deadline).await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Replicates a proposal if this node leads; [`Error::NoLeader`] if it does not.
+    pub async fn propose_here(&self, proposal: Proposal) -> Result<Effect, Error> {
+        self.0.proposer.propose(proposal).await
+    }
+
+    /// Returns once this node has applied everything that was committed when the call began, proven by a quorum.
+    pub async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
+        loop {
+            let attempt = match self.lead() {
+                Lead::Here { .. } => self.read_index_here(deadline).await,
+                Lead::Elsewhere { id, address } => self.0.peers.read_index(id, &address, deadline).await,
+                Lead::Nowhere => Err(Error::NoLeader),
+            };
+            // A read point is good for one attempt: a retry asks for a new one.
+            match attempt {
+                Ok(index) => {
+                    self.await_applied(index, deadline).await?;
+                    self.0.caught_up.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                Err(_) if Instant::now() < deadline => self.await_change(deadline).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The read point of a read that begins now, if this node leads and a quorum confirms it.
+    pub async fn read_index_here(&self, deadline: Instant) -> Result<u64, Error> {
+        let until = deadline.min(Instant::now() + READ_INDEX_TIMEOUT);
+        match tokio::time::timeout_at(until, self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+            _ => Err(Error::NoLeader),
+        }
+    }
+
+    async fn await_applied(&self, index: u64, deadline: Instant) -> Result<(), Error> {
+        let mut applied = self.0.applied.clone();
+        let reached = applied.wait_for(|applied| applied.is_some_and(|id| id.index >= index));
+        match tokio::time::timeout_at(deadline, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Error::NotReady { why: format!("it has not applied log index {index} yet") }),
+        }
+    }
+
+    /// Whether this node has once been up to date since it started: before that it answers nothing.
+    pub fn caught_up(&self) -> Result<(), Error> {
+        match self.0.caught_up.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => {
+                Err(Error::NotReady { why: "it has not caught up with the cluster since it started".into() })
+            }
+        }
+    }
+
+    /// Takes heartbeats to the leader if that is another node; false where a lease is lost.
+    pub async fn forward_heartbeats(
+        &self,
+        beats: Vec<(InstanceId, Option<u64>)>,
+        deadline: Instant,
+    ) -> Result<Vec<bool>, Error> {
+        match self.lead() {
+            Lead::Elsewhere { id, address } => self.0.peers.heartbeat(id, &address, &beats, deadline).await,
+            _ => Err(Error::NoLeader),
+        }
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> Arc<str> {
+        self.0.cluster_id.clone()
+    }
+
+    /// The longest election time-out.
+    pub fn election_max(&self) -> Duration {
+        self.0.timers.election_max
+    }
+
+    /// What goes with an answer about `revision`.
+    pub fn header(&self, revision: u64, compact_revision: u64) -> Header {
+        let lead = self.lead();
+        let age = match lead {
+            Lead::Here { .. } => Duration::ZERO,
+            _ => self
+                .0
+                .started
+                .elapsed()
+                .saturating_sub(Duration::from_millis(self.0.heard_ms.load(Ordering::Relaxed))),
+        };
+        let leader = match lead {
+            Lead::Here { .. } => self.members().into_iter().find(|member| member.id == self.0.id),
+            Lead::Elsewhere { id, address } => Some(Member::new(id, address, Role::Leader)),
+            Lead::Nowhere => None,
+        };
+        let (cluster_id, node_id) = (self.cluster_id(), self.0.id);
+        Header { cluster_id, node_id, term: self.term(), revision, compact_revision, leader, age }
+    }
+
+    fn term(&self) -> u64 {
+        self.0.raft.metrics().borrow_watched().current_term
+    }
+
+    /// Notes that a leader was heard.
+    fn heard_leader(&self) {
+        self.0.heard_ms.store(self.0.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Adds a learner. The leader only.
+    pub async fn add_learner(&self, member: Member) -> Result<(), Error> {
+        let address = Address { name: member.name, peer: member.peer, grpc: member.grpc, rest: member.rest };
+        membership(self.0.raft.add_learner(member.id, address, false)).await
+    }
+
+    /// Gives a learner a vote. The leader only; refused until it has nearly caught up.
+    pub async fn promote(&self, id: u64) -> Result<(), Error> {
+        membership(self.0.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true))
+            .await
+    }
+
+    /// Takes a member out. The leader only.
+    pub async fn remove(&self, id: u64) -> Result<(), Error> {
+        let voter = self.0.raft.voter_ids().any(|voter| voter == id);
+        if voter {
+            membership(
+                self.0.raft.change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false),
+            )
+            .await
+        } else {
+            membership(self.0.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false))
+                .await
+        }
+    }
+
+    /// Hands leadership over and waits until it is gone. The leader only.
+    pub async fn transfer(&self, to: Option<u64>) -> Result<(), Error> {
+        let heir = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
+            let voters: BTreeSet<u64> =
+                metrics.membership_config.voter_ids().filter(|id| *id != self.0.id).collect();
+            let ahead =
+                replication.iter().filter(|(id, _)| voters.contains(id)).max_by_key(|(_, matched)| **matched);
+            match to {
+                Some(to) if !voters.contains(&to) => {
+                    return Err(Error::Refused { why: format!("node {to} is no other voter") });
+                }
+                to => to.or(ahead.map(|(id, _)| *id)),
+            }
+        };
+        let heir = heir.ok_or_else(|| Error::Refused { why: "there is no other voter".into() })?;
+        self.0
+            .raft
+            .trigger()
+            .transfer_leader(heir)
+            .await
+            .map_err(|e| Error::Unknown { why: e.to_string() })?;
+        let mut lead = self.0.lead.clone();
+        let gone = lead.wait_for(|lead| !matches!(lead, Lead::Here { .. }));
+        match tokio::time::timeout(TRANSFER_TIMEOUT, gone).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Unknown { why: format!("node {heir} has not taken over yet") }),
+        }
+    }
+
+    /// Takes a snapshot and returns the log index it reaches.
+    pub async fn snapshot(&self) -> Result<u64, Error> {
+        let wanted = (*self.0.applied.borrow()).map_or(0, |id| id.index);
+        self.0.raft.trigger().snapshot().await.map_err(|e| Error::NotReady { why: e.to_string() })?;
+        let taken = self
+            .0
+            .raft
+            .wait(Some(MEMBERSHIP_TIMEOUT))
+            .metrics(|m| m.snapshot.is_some_and(|s| s.index >= wanted), "snapshot")
+            .await;
+        let taken = taken.map_err(|e| Error::Unknown { why: e.to_string() })?;
+        Ok(taken.snapshot.map_or(0, |id| id.index))
+    }
+
+    /// Hands leadership over, if this node has it and another can take it.
+    pub async fn hand_over(&self) {
+        if matches!(self.lead(), Lead::Here { .. })
+            && let Err(error) = self.transfer(None).await
+        {
+            tracing::info!(%error, "leadership was not handed over: the others elect");
+        }
+    }
+
+    /// Stops.
+    pub async fn stop(&self) {
+        let _ = self.0.raft.shutdown().await; // it only fails when it has already stopped
+    }
+
+    /// Returns when consensus has stopped by itself: then this node can only end.
+    pub async fn failed(&self) {
+        let mut metrics = self.0.raft.metrics();
+        while metrics.borrow_watched().running_state.is_ok() {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for a membership change and says what became of it.
+async fn membership<T>(
+    change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
+) -> Result<(), Error> {
+    match tokio::time::timeout(MEMBERSHIP_TIMEOUT, change).await {
+        Err(_) => Err(Error::Unknown { why: "the membership change takes longer than expected".into() }),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(match error.into_api_error() {
+            Some(ClientWriteError::ForwardToLeader(_)) => Error::NoLeader,
+            Some(ClientWriteError::ChangeMembershipError(refused)) => {
+                Error::Refused { why: refused.to_string() }
+            }
+            Some(other) => Error::Unknown { why: other.to_string() },
+            None => Error::NotReady { why: "it is stopping".into() },
+        }),
+    }
+}
+
+/// Mirrors what openraft knows of leadership.
+async fn follow_lead(raft: Raft<Types, Machine>, id: u64, lead: watch::Sender<Lead>) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let now = {
+            let metrics = metrics.borrow_watched();
+            let address = |id| metrics.membership_config.get_node(&id).cloned();
+            match metrics.current_leader {
+                Some(leader) if leader == id && metrics.state == ServerState::Leader => {
+                    Lead::Here { term: metrics.vote.leader_id.term }
+                }
+                Some(leader) if leader != id => {
+                    address(leader).map_or(Lead::Nowhere, |address| Lead::Elsewhere { id: leader, address })
+                }
+                _ => Lead::Nowhere,
+            }
+        };
+        lead.send_if_modified(|current| {
+            let changed = *current != now;
+            if changed {
+                tracing::info!(node = id, lead = ?now, "leadership");
+                *current = now;
+            }
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn settings(config: &config::Config) -> Result<Config, StartError> {
+    let ms = |d: Duration| d.as_millis() as u64;
+    let timers = config.timers;
+    let settings = Config {
+        cluster_name: "registry".into(),
+        heartbeat_interval: ms(timers.heartbeat),
+        election_timeout_min: ms(timers.election_min),
+        election_timeout_max: ms(timers.election_max),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every),
+        max_in_snapshot_log_to_keep: config.log_keep,
+        purge_batch_size: 256.min(config.log_keep.max(1)),
+        // A leader that hears no quorum must not keep its followers from electing another.
+        quorum_loss_probe_interval: Some(2 * ms(timers.election_max)),
+        enable_pre_vote: Some(true),
+        // A restarted leader must win an election first: its state may be behind.
+        enable_leader_restore: Some(false),
+        // A follower whose log got shorter has lost acknowledged entries.
+        allow_log_reversion: None,
+        ..Config::default()
+    };
+    settings.validate().map_err(|e| StartError::Raft(e.to_string()))
+}

@@ -1,0 +1,433 @@
+//! The way to the other nodes: one lasting channel per peer and purpose, a deadline on every call, the cluster's
+//! id and both nodes' ids in each.
+
+use std::{
+    collections::BTreeMap,
+    error::Error as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use openraft::{
+    OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::RPCOption,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use proto::raft::v1::{self as pb, raft_client::RaftClient};
+use tokio::time::Instant;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    Error, codec,
+    types::{Address, Chunks, Effect, LogId, Snapshot, Types, Vote},
+};
+use crate::{
+    catalog::{InstanceId, Proposal, decode_outcome},
+    config::{Config, Timers},
+};
+
+/// A peer that does not answer a connection attempt within this is away; peers are near.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// HTTP/2 pings notice a connection that has silently died.
+const PING_EVERY: Duration = Duration::from_secs(4);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of one chunk message; a log append may hold several frames.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// A snapshot's chunk may wait for the follower's disk.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a channel is for; each has its own, so that a snapshot never delays a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    Log,
+    Heartbeat,
+    Snapshot,
+    Forward,
+}
+
+/// Lasting channels to the other nodes. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    cluster_id: Arc<str>,
+    timers: Timers,
+    overrides: BTreeMap<u64, String>,
+    channels: Mutex<BTreeMap<(u64, Purpose), (String, Channel)>>,
+}
+
+impl Peers {
+    pub fn new(config: &Config, cluster_id: Arc<str>) -> Self {
+        let overrides = config.peer_override.clone();
+        let channels = Mutex::default();
+        Self(Arc::new(Inner { id: config.id, cluster_id, timers: config.timers, overrides, channels }))
+    }
+
+    fn client(&self, id: u64, address: &Address, purpose: Purpose) -> RaftClient<Channel> {
+        let url = self.0.overrides.get(&id).map_or_else(|| address.peer.clone(), |to| format!("http://{to}"));
+        let mut channels = self.0.channels.lock().expect("no panic while it is held");
+        let known =
+            channels.get(&(id, purpose)).filter(|(at, _)| *at == url).map(|(_, channel)| channel.clone());
+        let channel = known.unwrap_or_else(|| {
+            let channel = connect_lazily(&url);
+            channels.insert((id, purpose), (url, channel.clone()));
+            channel
+        });
+        client_on(channel)
+    }
+
+    fn header(&self, to: u64) -> Option<pb::PeerHeader> {
+        Some(pb::PeerHeader { cluster_id: self.0.cluster_id.to_string(), from: self.0.id, to })
+    }
+
+    /// Hands a proposal to the leader.
+    pub async fn propose(
+        &self,
+        id: u64,
+        address: &Address,
+        proposal: &Proposal,
+        deadline: Instant,
+    ) -> Result<Effect, Error> {
+        let sealed = super::types::Sealed::new(proposal.clone());
+        let request = pb::ProposeRequest { header: self.header(id), commands: vec![sealed.bytes] };
+        let mut client = self.client(id, address, Purpose::Forward);
+        let answer = by(deadline, client.propose(request)).await?;
+        let outcome = answer.outcomes.into_iter().next().and_then(|outcome| outcome.result);
+        match outcome {
+            Some(pb::propose_outcome::Result::Outcome(effect)) => {
+                let outcome = decode_outcome(&effect.outcome)
+                    .map_err(|e| Error::Unknown { why: format!("the leader's answer: {e}") })?;
+                Ok(Effect { revision: effect.revision, outcome })
+            }
+            Some(pb::propose_outcome::Result::Error(error)) => Err(from_peer(error)),
+            None => Err(Error::Unknown { why: "the leader's answer is empty".into() }),
+        }
+    }
+
+    /// Asks the leader for a read point.
+    pub async fn read_index(&self, id: u64, address: &Address, deadline: Instant) -> Result<u64, Error> {
+        let request = pb::ReadIndexRequest { header: self.header(id) };
+        let mut client = self.client(id, address, Purpose::Forward);
+        Ok(by(deadline.min(Instant::now() + super::READ_INDEX_TIMEOUT), client.read_index(request))
+            .await?
+            .index)
+    }
+
+    /// Takes heartbeats to the leader.
+    pub async fn heartbeat(
+        &self,
+        id: u64,
+        address: &Address,
+        beats: &[(InstanceId, Option<u64>)],
+        deadline: Instant,
+    ) -> Result<Vec<bool>, Error> {
+        let beats: Vec<_> = beats
+            .iter()
+            .map(|(id, rev)| pb::PeerBeat { id: id.to_string(), reg_rev: rev.unwrap_or(0) })
+            .collect();
+        let count = beats.len();
+        let request = pb::PeerHeartbeatRequest { header: self.header(id), beats };
+        let mut client = self.client(id, address, Purpose::Forward);
+        let renewed = by(deadline, client.heartbeat(request)).await?.renewed;
+        if renewed.len() == count {
+            Ok(renewed)
+        } else {
+            Err(Error::Unknown { why: "the leader's answer is too short".into() })
+        }
+    }
+}
+
+/// A client for a peer that is not yet a member, for bootstrap.
+pub fn client_at(address: &str) -> RaftClient<Channel> {
+    client_on(connect_lazily(&format!("http://{address}")))
+}
+
+fn client_on(channel: Channel) -> RaftClient<Channel> {
+    RaftClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn connect_lazily(url: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid"));
+    endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_lazy()
+}
+
+/// A forwarded call with its deadline, and what its failure means.
+async fn by<T>(
+    deadline: Instant,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout_at(deadline, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) if never_sent(&status) || status.code() == Code::FailedPrecondition => {
+            Err(Error::NoLeader)
+        }
+        Ok(Err(status)) => {
+            Err(Error::Unknown { why: format!("the leader did not answer: {}", status.message()) })
+        }
+        Err(_) => Err(Error::Unknown { why: "the leader did not answer in time".into() }),
+    }
+}
+
+/// Whether a call failed before a connection stood: then nobody has seen it.
+fn never_sent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// What a peer says went wrong, as it would have been here.
+fn from_peer(error: pb::PeerError) -> Error {
+    let why = error.message;
+    match error.code.as_str() {
+        "NO_LEADER" => Error::NoLeader,
+        "NOT_READY" => Error::NotReady { why },
+        "OVERLOADED" => Error::Overloaded { what: why },
+        "REFUSED" => Error::Refused { why },
+        _ => Error::Unknown { why },
+    }
+}
+
+/// The other way round.
+pub fn to_peer(error: &Error) -> pb::PeerError {
+    let (code, message) = match error {
+        Error::NoLeader => ("NO_LEADER", String::new()),
+        Error::NotReady { why } => ("NOT_READY", why.clone()),
+        Error::Overloaded { what } => ("OVERLOADED", what.clone()),
+        Error::Refused { why } => ("REFUSED", why.clone()),
+        Error::Unknown { why } => ("UNKNOWN", why.clone()),
+    };
+    pb::PeerError { code: code.into(), message }
+}
+
+/// Makes openraft's clients; they share the lasting channels.
+pub struct Network {
+    peers: Peers,
+}
+
+impl Network {
+    pub fn new(peers: Peers) -> Self {
+        Self { peers }
+    }
+
+    fn link(&self, id: u64, address: &Address, purpose: Purpose) -> Link {
+        Link { client: self.peers.client(id, address, purpose), peers: self.peers.clone(), id, purpose }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, address: &Address) -> Link {
+        self.link(target, address, Purpose::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, address: &Address) -> Link {
+        self.link(target, address, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, address: &Address) -> Link {
+        self.link(target, address, Purpose::Snapshot)
+    }
+}
+
+/// openraft's client of one peer for one purpose.
+pub struct Link {
+    client: RaftClient<Channel>,
+    peers: Peers,
+    id: u64,
+    purpose: Purpose,
+}
+
+impl Link {
+    /// An append with entries waits for the follower's disk, however busy; a heartbeat must not.
+    fn patience(&self, option: &RPCOption) -> Duration {
+        match self.purpose {
+            Purpose::Log => option.hard_ttl().max(2 * self.peers.0.timers.election_max),
+            _ => option.hard_ttl(),
+        }
+    }
+
+    async fn vote_call(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+        pre: bool,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let request = pb::VoteRequest {
+            header: self.peers.header(self.id),
+            vote: Some(to_vote(&request.vote)),
+            last_log: request.last_log_id.as_ref().map(to_log_id),
+            leadership_transfer: request.leadership_transfer,
+        };
+        let patience = self.patience(&option);
+        let answer = match pre {
+            true => within(patience, self.client.pre_vote(request)).await?,
+            false => within(patience, self.client.vote(request)).await?,
+        };
+        let vote = answer.vote.as_ref().and_then(from_vote).ok_or_else(|| garbled("a vote"))?;
+        Ok(VoteResponse {
+            vote,
+            vote_granted: answer.granted,
+            last_log_id: answer.last_log.as_ref().and_then(from_log_id),
+        })
+    }
+}
+
+impl RaftNetworkV2<Types> for Link {
+    type SnapshotData = Chunks;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let request = pb::AppendRequest {
+            header: self.peers.header(self.id),
+            vote: Some(to_vote(&request.vote)),
+            prev: request.prev_log_id.as_ref().map(to_log_id),
+            entries: request.entries.iter().map(|entry| Bytes::from(codec::encode_entry(entry))).collect(),
+            leader_commit: request.leader_commit.as_ref().map(to_log_id),
+        };
+        let patience = self.patience(&option);
+        match within(patience, self.client.append(request)).await?.result {
+            Some(pb::append_response::Result::Success(_)) => Ok(AppendEntriesResponse::Success),
+            Some(pb::append_response::Result::Partial(id)) => {
+                Ok(AppendEntriesResponse::PartialSuccess(from_log_id(&id)))
+            }
+            Some(pb::append_response::Result::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
+            Some(pb::append_response::Result::HigherVote(vote)) => {
+                Ok(AppendEntriesResponse::HigherVote(from_vote(&vote).ok_or_else(|| garbled("a vote"))?))
+            }
+            None => Err(garbled("an append's result")),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.vote_call(request, option, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.vote_call(request, option, true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let meta = pb::SnapshotMeta {
+            header: self.peers.header(self.id),
+            vote: Some(to_vote(&vote)),
+            last_log: snapshot.meta.last_log_id.as_ref().map(to_log_id),
+            membership: codec::encode_stored_membership(&snapshot.meta.last_membership).into(),
+            total_bytes: snapshot.snapshot.iter().map(|chunk| chunk.len() as u64).sum(),
+        };
+        let first = pb::SnapshotChunk { meta: Some(meta), ..Default::default() };
+        let chunks =
+            snapshot.snapshot.into_iter().map(|data| pb::SnapshotChunk { data, ..Default::default() });
+        let end = pb::SnapshotChunk { last: true, ..Default::default() };
+        let stream =
+            futures_util::stream::iter(std::iter::once(first).chain(chunks).chain(std::iter::once(end)));
+        let sent = within(SNAPSHOT_TIMEOUT, self.client.install_snapshot(stream));
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            answer = sent => {
+                let answer = answer.map_err(|error| match error {
+                    RPCError::Unreachable(error) => StreamingError::Unreachable(error),
+                    other => StreamingError::Network(NetworkError::new(&other)),
+                })?;
+                let vote = answer.vote.as_ref().and_then(from_vote);
+                vote.map(SnapshotResponse::new).ok_or_else(|| StreamingError::Network(NetworkError::from_string("the answer has no vote")))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let request = pb::TransferLeaderRequest {
+            header: self.peers.header(self.id),
+            from_leader: Some(to_vote(request.from_leader())),
+            to_node: *request.to_node_id(),
+            last_log: request.last_log_id().map(to_log_id),
+        };
+        let patience = self.patience(&option);
+        within(patience, self.client.transfer_leader(request)).await?;
+        Ok(Ok(()))
+    }
+}
+
+/// A call of Raft's own, with its deadline. An unreachable peer is given a pause, others are tried again at once.
+async fn within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, RPCError<Types>> {
+    match tokio::time::timeout(patience, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(RPCError::Unreachable(Unreachable::from_string(status.to_string()))),
+        Err(_) => Err(RPCError::Network(NetworkError::from_string(format!("no answer within {patience:?}")))),
+    }
+}
+
+fn garbled(what: &str) -> RPCError<Types> {
+    RPCError::Network(NetworkError::from_string(format!("the answer lacks {what}")))
+}
+
+pub fn to_vote(vote: &Vote) -> pb::Vote {
+    let leader = pb::LeaderId { term: vote.leader_id.term, node_id: vote.leader_id.node_id };
+    pb::Vote { leader: Some(leader), committed: vote.committed }
+}
+
+pub fn from_vote(vote: &pb::Vote) -> Option<Vote> {
+    let leader = vote.leader.as_ref()?;
+    Some(if vote.committed {
+        Vote::new_committed(leader.term, leader.node_id)
+    } else {
+        Vote::new(leader.term, leader.node_id)
+    })
+}
+
+pub fn to_log_id(id: &LogId) -> pb::LogId {
+    let leader = pb::LeaderId { term: id.leader_id.term, node_id: id.leader_id.node_id };
+    pb::LogId { leader: Some(leader), index: id.index }
+}
+
+pub fn from_log_id(id: &pb::LogId) -> Option<LogId> {
+    let leader = id.leader.as_ref()?;
+    Some(LogId { leader_id: openraft::vote::RaftLeaderId::new(leader.term, leader.node_id), index: id.index })
+}

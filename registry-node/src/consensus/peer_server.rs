@@ -1,0 +1,398 @@
+//! The peers' port: what other nodes ask of this one. It opens before the node has a place in a cluster, and
+//! answers only who it is until then. Every call of a running cluster names the cluster and both nodes; one that
+//! is meant for another is refused before anything is looked at.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock, RwLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use proto::raft::v1::{self as pb, raft_server};
+use tokio::{net::TcpListener, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
+
+use super::{
+    Consensus, codec,
+    codec::Identity,
+    network::{MESSAGE_BYTES_MAX, from_log_id, from_vote, to_log_id, to_peer, to_vote},
+    types::{Chunks, Entry, Snapshot, SnapshotMeta, Vote},
+};
+use crate::{
+    catalog::{InstanceId, decode_proposal, encode_outcome},
+    config::{Config, Origin},
+    storage::{Slot, Store},
+};
+
+/// Renews leases if this node leads; false where one is lost.
+pub type Renew = Box<
+    dyn Fn(Vec<(InstanceId, Option<u64>)>) -> BoxFuture<'static, Result<Vec<bool>, super::Error>>
+        + Send
+        + Sync,
+>;
+
+/// How long the leader works on what a follower forwarded.
+const FORWARDED_TIMEOUT: Duration = Duration::from_secs(4);
+/// Proposals and heartbeats of one forwarded call.
+const FORWARDED_MAX: usize = 4_096;
+/// A snapshot is refused beyond this: no catalog within our limits is as large.
+const SNAPSHOT_BYTES_MAX: u64 = 4 << 30;
+/// Silence after which a connection is given up, as on the client ports.
+const PING_EVERY: Duration = Duration::from_secs(4);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The peers' port. Cheap to clone.
+#[derive(Clone)]
+pub struct PeerServer(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    store: Store,
+    identity: RwLock<Option<Identity>>,
+    /// Whether this node's store holds a vote or a log.
+    initialised: bool,
+    consensus: OnceLock<Consensus>,
+    renew: OnceLock<Renew>,
+}
+
+impl PeerServer {
+    /// A server for a node that may not be part of a cluster yet.
+    pub fn new(config: &Config, store: Store, identity: Option<Identity>, initialised: bool) -> Self {
+        let identity = RwLock::new(identity);
+        Self(Arc::new(Inner {
+            config: config.clone(),
+            store,
+            identity,
+            initialised,
+            consensus: OnceLock::new(),
+            renew: OnceLock::new(),
+        }))
+    }
+
+    /// Answers on `listener` until `stop`.
+    pub fn serve(
+        &self,
+        listener: TcpListener,
+        tracker: &TaskTracker,
+        stop: CancellationToken,
+    ) -> io::Result<SocketAddr> {
+        let address = listener.local_addr()?;
+        let service = raft_server::RaftServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20)
+            .add_service(service);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tracker.spawn(async move {
+            // Streams from peers never end by themselves: the tracker's owner ends the process.
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+                tracing::error!(%error, "the peers' port has failed");
+            }
+        });
+        Ok(address)
+    }
+
+    /// From now on the calls of a running cluster are answered.
+    pub fn open(&self, consensus: Consensus) {
+        assert!(self.0.consensus.set(consensus).is_ok(), "consensus starts once");
+    }
+
+    /// From now on heartbeats that followers forward are renewed.
+    pub fn open_leases(&self, renew: Renew) {
+        assert!(self.0.renew.set(renew).is_ok(), "leases start once");
+    }
+
+    /// The cluster this node belongs to, if any.
+    pub fn identity(&self) -> Option<Identity> {
+        self.0.identity.read().expect("no panic while it is held").clone()
+    }
+
+    /// Makes this node part of a cluster, durably.
+    pub async fn adopt(&self, identity: Identity) -> io::Result<()> {
+        self.0.store.put(Slot::Identity, codec::encode_identity(&identity)).await?;
+        *self.0.identity.write().expect("no panic while it is held") = Some(identity);
+        Ok(())
+    }
+
+    /// The node's part in the cluster that the caller names.
+    fn checked(&self, header: Option<&pb::PeerHeader>) -> Result<&Consensus, Status> {
+        let header = header.ok_or_else(|| Status::invalid_argument("the call has no peer header"))?;
+        let consensus = self
+            .0
+            .consensus
+            .get()
+            .ok_or_else(|| Status::failed_precondition("this node is still starting"))?;
+        if header.cluster_id != *consensus.cluster_id() {
+            let ours = consensus.cluster_id();
+            return Err(Status::failed_precondition(format!(
+                "this node is of cluster {ours}, not of {:?}",
+                header.cluster_id
+            )));
+        }
+        if header.to != self.0.config.id {
+            return Err(Status::failed_precondition(format!(
+                "this is node {}, not node {}",
+                self.0.config.id, header.to
+            )));
+        }
+        Ok(consensus)
+    }
+}
+
+fn missing(what: &'static str) -> impl Fn() -> Status {
+    move || Status::invalid_argument(format!("the call has no {what}"))
+}
+
+fn garbled(what: &str, error: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("{what}: {error}"))
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("consensus has stopped: {error}"))
+}
+
+fn vote_of(vote: Option<&pb::Vote>) -> Result<Vote, Status> {
+    vote.and_then(from_vote).ok_or_else(missing("vote"))
+}
+
+fn entries_of(entries: &[Bytes]) -> Result<Vec<Entry>, Status> {
+    entries.iter().map(|bytes| codec::decode_entry(bytes).map_err(|e| garbled("a log entry", e))).collect()
+}
+
+fn vote_request(request: pb::VoteRequest) -> Result<VoteRequest<super::Types>, Status> {
+    Ok(VoteRequest {
+        vote: vote_of(request.vote.as_ref())?,
+        last_log_id: request.last_log.as_ref().and_then(from_log_id),
+        leadership_transfer: request.leadership_transfer,
+    })
+}
+
+fn vote_response(answer: openraft::raft::VoteResponse<super::Types>) -> Response<pb::VoteResponse> {
+    Response::new(pb::VoteResponse {
+        vote: Some(to_vote(&answer.vote)),
+        granted: answer.vote_granted,
+        last_log: answer.last_log_id.as_ref().map(to_log_id),
+    })
+}
+
+#[tonic::async_trait]
+impl raft_server::Raft for PeerServer {
+    async fn append(
+        &self,
+        request: Request<pb::AppendRequest>,
+    ) -> Result<Response<pb::AppendResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.checked(request.header.as_ref())?;
+        let append = AppendEntriesRequest {
+            vote: vote_of(request.vote.as_ref())?,
+            prev_log_id: request.prev.as_ref().and_then(from_log_id),
+            entries: entries_of(&request.entries)?,
+            leader_commit: request.leader_commit.as_ref().and_then(from_log_id),
+        };
+        let answer = consensus.0.raft.append_entries(append).await.map_err(stopped)?;
+        use pb::append_response::{Conflict, Result as Answer, Success};
+        let result = match answer {
+            AppendEntriesResponse::Success => Answer::Success(Success {}),
+            AppendEntriesResponse::PartialSuccess(id) => {
+                Answer::Partial(id.as_ref().map(to_log_id).unwrap_or_default())
+            }
+            AppendEntriesResponse::Conflict => Answer::Conflict(Conflict {}),
+            AppendEntriesResponse::HigherVote(vote) => Answer::HigherVote(to_vote(&vote)),
+        };
+        if !matches!(result, Answer::HigherVote(_)) {
+            consensus.heard_leader();
+        }
+        Ok(Response::new(pb::AppendResponse { result: Some(result) }))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.checked(request.header.as_ref())?;
+        consensus.0.raft.vote(vote_request(request)?).await.map(vote_response).map_err(stopped)
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<pb::VoteRequest>,
+    ) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.checked(request.header.as_ref())?;
+        consensus.0.raft.pre_vote(vote_request(request)?).await.map(vote_response).map_err(stopped)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferLeaderRequest>,
+    ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.checked(request.header.as_ref())?;
+        let vote = vote_of(request.from_leader.as_ref())?;
+        let transfer = TransferLeaderRequest::new(
+            vote,
+            request.to_node,
+            request.last_log.as_ref().and_then(from_log_id),
+        );
+        match consensus.0.raft.handle_transfer_leader(transfer).await.map_err(stopped)? {
+            Ok(()) => Ok(Response::new(pb::TransferLeaderResponse {})),
+            Err(refused) => Err(Status::failed_precondition(refused.to_string())),
+        }
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotChunk>>,
+    ) -> Result<Response<pb::SnapshotAck>, Status> {
+        let mut stream = request.into_inner();
+        let meta = stream
+            .message()
+            .await?
+            .and_then(|chunk| chunk.meta)
+            .ok_or_else(missing("snapshot description"))?;
+        let consensus = self.checked(meta.header.as_ref())?;
+        let vote = vote_of(meta.vote.as_ref())?;
+        let last_membership =
+            codec::decode_stored_membership(&meta.membership).map_err(|e| garbled("the membership", e))?;
+        let chunks = receive(&mut stream, meta.total_bytes).await?;
+        let meta =
+            SnapshotMeta { last_log_id: meta.last_log.as_ref().and_then(from_log_id), last_membership };
+        // A catalog that cannot be read must be refused here: openraft would end the node over it.
+        crate::catalog::Catalog::from_chunks(&chunks).map_err(|e| garbled("the snapshot", e))?;
+        let snapshot = Snapshot { meta, snapshot: chunks };
+        let answer = consensus.0.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(pb::SnapshotAck { vote: Some(to_vote(&answer.vote)) }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<pb::ProposeRequest>,
+    ) -> Result<Response<pb::ProposeResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.checked(request.header.as_ref())?;
+        if request.commands.len() > FORWARDED_MAX {
+            return Err(Status::resource_exhausted(format!("at most {FORWARDED_MAX} proposals in one call")));
+        }
+        let proposals: Result<Vec<_>, _> =
+            request.commands.iter().map(|bytes| decode_proposal(bytes)).collect();
+        let proposals = proposals.map_err(|e| garbled("a proposal", e))?;
+        let effects = futures_util::future::join_all(
+            proposals.into_iter().map(|proposal| consensus.propose_here(proposal)),
+        )
+        .await;
+        use pb::propose_outcome::{Effect, Result as Answer};
+        let outcomes = effects.into_iter().map(|effect| match effect {
+            Ok(effect) => Answer::Outcome(Effect {
+                revision: effect.revision,
+                outcome: encode_outcome(&effect.outcome).into(),
+            }),
+            Err(error) => Answer::Error(to_peer(&error)),
+        });
+        let outcomes = outcomes.map(|result| pb::ProposeOutcome { result: Some(result) }).collect();
+        Ok(Response::new(pb::ProposeResponse { outcomes }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.checked(request.header.as_ref())?;
+        let index = consensus.read_index_here(Instant::now() + FORWARDED_TIMEOUT).await;
+        let index = index.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(pb::ReadIndexResponse { index }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<pb::PeerHeartbeatRequest>,
+    ) -> Result<Response<pb::PeerHeartbeatResponse>, Status> {
+        let request = request.into_inner();
+        self.checked(request.header.as_ref())?;
+        let renew =
+            self.0.renew.get().ok_or_else(|| Status::failed_precondition("this node is still starting"))?;
+        if request.beats.len() > FORWARDED_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "at most {FORWARDED_MAX} heartbeats in one call"
+            )));
+        }
+        let beat =
+            |beat: pb::PeerBeat| Ok((InstanceId::new(beat.id)?, Some(beat.reg_rev).filter(|rev| *rev > 0)));
+        let beats: Result<Vec<_>, crate::catalog::Invalid> = request.beats.into_iter().map(beat).collect();
+        let beats = beats.map_err(|e| garbled("a heartbeat", e.why))?;
+        let renewed = renew(beats).await.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(pb::PeerHeartbeatResponse { renewed }))
+    }
+
+    async fn identify(
+        &self,
+        _request: Request<pb::IdentifyRequest>,
+    ) -> Result<Response<pb::IdentifyResponse>, Status> {
+        let config = &self.0.config;
+        Ok(Response::new(pb::IdentifyResponse {
+            node_id: config.id,
+            cluster_id: self.identity().map(|identity| identity.cluster_id).unwrap_or_default(),
+            initialised: self.0.initialised || self.0.consensus.get().is_some_and(Consensus::is_initialised),
+            name: config.name.clone(),
+            peer: config.advertise.peer.clone(),
+            grpc: config.advertise.grpc.clone(),
+            rest: config.advertise.rest.clone(),
+        }))
+    }
+
+    async fn adopt(&self, request: Request<pb::AdoptRequest>) -> Result<Response<pb::AdoptResponse>, Status> {
+        let request = request.into_inner();
+        let founder = match &self.0.config.origin {
+            Origin::Bootstrap(members) => members.keys().next() == Some(&request.from),
+            Origin::Join(_) => false,
+        };
+        if !founder || request.to != self.0.config.id {
+            return Err(Status::failed_precondition(format!(
+                "node {} does not found a cluster with node {}",
+                self.0.config.id, request.from
+            )));
+        }
+        let identity = Identity { cluster_id: request.cluster_id, node_id: self.0.config.id };
+        match self.identity() {
+            Some(ours) if ours != identity => {
+                return Err(Status::failed_precondition(format!(
+                    "node {} already belongs to cluster {}",
+                    ours.node_id, ours.cluster_id
+                )));
+            }
+            Some(_) => {}
+            None => PeerServer::adopt(self, identity).await.map_err(|e| Status::internal(e.to_string()))?,
+        }
+        Ok(Response::new(pb::AdoptResponse {}))
+    }
+}
+
+/// The chunks of a snapshot, up to the one that says it is the last.
+async fn receive(stream: &mut Streaming<pb::SnapshotChunk>, total_bytes: u64) -> Result<Chunks, Status> {
+    if total_bytes > SNAPSHOT_BYTES_MAX {
+        return Err(Status::resource_exhausted(format!("a snapshot of {total_bytes} bytes is too large")));
+    }
+    let mut chunks = Chunks::new();
+    let mut bytes = 0;
+    while let Some(chunk) = stream.message().await? {
+        if chunk.last {
+            return match bytes == total_bytes {
+                true => Ok(chunks),
+                false => Err(Status::data_loss(format!("{bytes} of {total_bytes} bytes arrived"))),
+            };
+        }
+        bytes += chunk.data.len() as u64;
+        if bytes > total_bytes {
+            return Err(Status::invalid_argument("the snapshot is longer than announced"));
+        }
+        chunks.push(chunk.data);
+    }
+    Err(Status::data_loss("the snapshot ended early"))
+}

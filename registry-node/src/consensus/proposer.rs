@@ -1,0 +1,138 @@
+//! Packs the proposals that wait into one log entry, so that they share its round trip and its barrier.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::{Raft, errors::ClientWriteError, impls::ProgressResponder};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Error,
+    state_machine::Machine,
+    types::{Batch, Effect, Sealed, Types},
+};
+use crate::catalog::Proposal;
+
+/// Proposals of one entry, whichever bound comes first; well within a log frame (96 KiB).
+const BATCH_MAX: usize = 2_048;
+const BATCH_BYTES_MAX: usize = 64 << 10;
+/// The largest proposal: a record of 16 KiB, its provenance and room.
+const PROPOSAL_BYTES_MAX: usize = 30 << 10;
+/// Entries on their way at once: enough to overlap disk and network, few enough that batches form.
+const IN_FLIGHT: usize = 4;
+/// Proposals that may wait; beyond it callers are told.
+const QUEUE: usize = 16 << 10;
+
+type Reply = oneshot::Sender<Result<Effect, Error>>;
+
+/// A handle to the packing task. Cheap to clone.
+#[derive(Clone)]
+pub struct Proposer {
+    queue: mpsc::Sender<(Sealed, Reply)>,
+}
+
+impl Proposer {
+    /// Starts the packing task.
+    pub fn start(raft: Raft<Types, Machine>, tracker: &TaskTracker) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        tracker.spawn(pack(raft, waiting, tracker.clone()));
+        Self { queue }
+    }
+
+    /// Replicates a proposal; [`Error::NoLeader`] if this node does not lead.
+    pub async fn propose(&self, proposal: Proposal) -> Result<Effect, Error> {
+        let sealed = Sealed::new(proposal);
+        if sealed.bytes.len() > PROPOSAL_BYTES_MAX {
+            let why = format!(
+                "the command is {} bytes long, at most {PROPOSAL_BYTES_MAX} are taken",
+                sealed.bytes.len()
+            );
+            return Err(Error::Refused { why });
+        }
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send((sealed, reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded { what: "proposals waiting".into() },
+            mpsc::error::TrySendError::Closed(_) => Error::NotReady { why: "it is stopping".into() },
+        })?;
+        answer.await.unwrap_or_else(|_| Err(Error::Unknown { why: "the node stopped".into() }))
+    }
+}
+
+async fn pack(
+    raft: Raft<Types, Machine>,
+    mut waiting: mpsc::Receiver<(Sealed, Reply)>,
+    tracker: TaskTracker,
+) {
+    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
+    let mut carried = None;
+    loop {
+        let Some(first) = (match carried.take() {
+            Some(first) => Some(first),
+            None => waiting.recv().await,
+        }) else {
+            return;
+        };
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let (mut batch, mut replies) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some((sealed, reply)) = next {
+            if batch.len() == BATCH_MAX || (bytes + sealed.weight() > BATCH_BYTES_MAX && !batch.is_empty()) {
+                carried = Some((sealed, reply));
+                break;
+            }
+            bytes += sealed.weight();
+            batch.push(sealed);
+            replies.push(reply);
+            next = waiting.try_recv().ok();
+        }
+        submit(&raft, Batch(batch.into()), replies, slot, &tracker).await;
+    }
+}
+
+/// Hands the entry to Raft in order; its outcome is awaited apart.
+async fn submit(
+    raft: &Raft<Types, Machine>,
+    batch: Batch,
+    replies: Vec<Reply>,
+    slot: OwnedSemaphorePermit,
+    tracker: &TaskTracker,
+) {
+    let (responder, written) = ProgressResponder::complete_only();
+    if raft.client_write_ff(batch, Some(responder)).await.is_err() {
+        let error = Error::NotReady { why: "it is stopping".into() };
+        return replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+    }
+    tracker.spawn(async move {
+        let result = match written.await {
+            Ok(Ok(written)) => Ok(written.data),
+            // Refused before it was appended.
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(Error::NoLeader),
+            Ok(Err(other)) => Err(Error::Unknown { why: format!("leadership was lost: {other}") }),
+            Err(_) => Err(Error::Unknown { why: "the node stopped".into() }),
+        };
+        drop(slot);
+        match result {
+            Ok(effects) => {
+                replies.into_iter().zip(effects).for_each(|(reply, effect)| drop(reply.send(Ok(effect))))
+            }
+            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+        }
+    });
+}
+
+/// Room that the container of an entry needs for each proposal.
+const PER_PROPOSAL: usize = 8;
+
+impl Sealed {
+    /// A proposal and its bytes.
+    pub fn new(proposal: Proposal) -> Self {
+        let bytes = Bytes::from(crate::catalog::encode_proposal(&proposal));
+        Self { proposal, bytes }
+    }
+
+    fn weight(&self) -> usize {
+        self.bytes.len() + PER_PROPOSAL
+    }
+}

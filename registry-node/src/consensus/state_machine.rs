@@ -1,0 +1,141 @@
+//! Raft's state machine: applies committed entries to the catalog behind the hub, builds and installs snapshots.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use openraft::{
+    EntryPayload, OptionalSend,
+    storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
+};
+use tokio::sync::watch;
+use tracing::info;
+
+use super::{
+    codec,
+    types::{Chunks, LogId, Snapshot, SnapshotMeta, StoredMembership, Types},
+};
+use crate::{
+    catalog::Catalog,
+    storage::{self, Store},
+    watch::Hub,
+};
+
+pub struct Machine {
+    hub: Hub,
+    store: Store,
+    applied: watch::Sender<Option<LogId>>,
+    membership: StoredMembership,
+}
+
+impl Machine {
+    /// Begins with the newest snapshot, if there is one.
+    pub fn open(hub: Hub, store: Store, snapshot: Option<storage::Snapshot>) -> Result<Self, String> {
+        let (applied, _) = watch::channel(None);
+        let mut machine = Self { hub, store, applied, membership: StoredMembership::default() };
+        if let Some(snapshot) = snapshot {
+            let meta = codec::decode_snapshot_meta(&snapshot.meta)
+                .map_err(|e| format!("the snapshot's description: {e}"))?;
+            let catalog = Catalog::from_chunks(&snapshot.chunks).map_err(|e| format!("the snapshot: {e}"))?;
+            machine.adopt(&meta, catalog);
+        }
+        Ok(machine)
+    }
+
+    /// The last entry that is applied, as it moves.
+    pub fn applied(&self) -> watch::Receiver<Option<LogId>> {
+        self.applied.subscribe()
+    }
+
+    fn adopt(&mut self, meta: &SnapshotMeta, catalog: Catalog) {
+        self.hub.install(catalog);
+        self.membership = meta.last_membership.clone();
+        self.applied.send_replace(meta.last_log_id);
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = Chunks;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((*self.applied.borrow(), self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let id = entry.log_id;
+            let effects = match entry.payload {
+                EntryPayload::Blank => Vec::new(),
+                EntryPayload::Normal(batch) => {
+                    self.hub.apply(id.leader_id.term, batch.0.iter().map(|sealed| &sealed.proposal))
+                }
+                EntryPayload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(id), membership);
+                    Vec::new()
+                }
+            };
+            self.applied.send_replace(Some(id));
+            if let Some(responder) = responder {
+                responder.send(effects);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let meta =
+            SnapshotMeta { last_log_id: *self.applied.borrow(), last_membership: self.membership.clone() };
+        Builder { meta, catalog: self.hub.catalog(), store: self.store.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, chunks: Chunks) -> io::Result<()> {
+        let invalid = |e: String| io::Error::new(io::ErrorKind::InvalidData, e);
+        let catalog = Catalog::from_chunks(&chunks).map_err(|e| invalid(e.to_string()))?;
+        self.store
+            .save_snapshot(storage::Snapshot { meta: codec::encode_snapshot_meta(meta), chunks })
+            .await?;
+        info!(revision = catalog.revision(), instances = catalog.len(), "installed a snapshot");
+        self.adopt(meta, catalog);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        let Some(stored) = self.store.load_snapshot().await? else { return Ok(None) };
+        let meta = codec::decode_snapshot_meta(&stored.meta)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        Ok(Some(Snapshot { meta, snapshot: stored.chunks }))
+    }
+}
+
+/// A copy of the catalog at one log id, on its way to disk.
+pub struct Builder {
+    meta: SnapshotMeta,
+    catalog: Arc<Catalog>,
+    store: Store,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = Chunks;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let catalog = self.catalog.clone();
+        let chunks = tokio::task::spawn_blocking(move || {
+            catalog.to_chunks().into_iter().map(Bytes::from).collect::<Chunks>()
+        });
+        let chunks = chunks.await.map_err(io::Error::other)?;
+        let stored =
+            storage::Snapshot { meta: codec::encode_snapshot_meta(&self.meta), chunks: chunks.clone() };
+        self.store.save_snapshot(stored).await?;
+        info!(
+            revision = self.catalog.revision(),
+            instances = self.catalog.len(),
+            chunks = chunks.len(),
+            "took a snapshot"
+        );
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: chunks })
+    }
+}

@@ -1,0 +1,1 @@
+//! openraft's own storage suite on our store, and our encodings.

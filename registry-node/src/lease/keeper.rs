@@ -1,0 +1,308 @@
+//! Drives the lessor while this node leads, and takes heartbeats to whoever does.
+//!
+//! The ledger of leases is derived: it is armed from the catalog when this node starts to lead, and follows the
+//! ring of changes from there. It is brought up to date under its lock before every use, so a heartbeat never
+//! meets a lease older than the registration it renews.
+//!
+//! A heartbeat is acknowledged only by a leader that has applied the first entry of its term and has heard a
+//! quorum within the election time-out, checked before and after the renewal. While that cannot be said, no
+//! lease runs out either: heartbeats could not be acknowledged, so their senders must not be punished.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{BrakeState, Lessor, Renewal};
+use crate::{
+    catalog::{Command, EventKind, InstanceId, Outcome, Proposal, Provenance},
+    consensus::{Consensus, Effect, Error, Lead},
+    metrics::Metrics,
+    watch::{Changes, Hub},
+};
+
+/// A lease's owner and incarnation; none renews whichever is registered.
+pub type Beat = (InstanceId, Option<u64>);
+
+/// How often leases are looked at; well below the shortest lease.
+const TICK: Duration = Duration::from_millis(100);
+/// A tick later than this means that heartbeats waited unread as well: deadlines move by the delay.
+const STALL: Duration = Duration::from_millis(200);
+/// Victims of one proposal: bounds the entry and the event message that follows.
+const VICTIMS_MAX: usize = 100;
+/// Heartbeats that a follower sends on together, and how long the first of them waits for the others.
+const FORWARD_MAX: usize = 512;
+const FORWARD_LINGER: Duration = Duration::from_millis(5);
+/// Callers that may wait to be forwarded.
+const FORWARD_QUEUE: usize = 1_024;
+
+/// The leases of a node's cluster: kept here while this node leads. Cheap to clone.
+#[derive(Clone)]
+pub struct Keeper(Arc<Inner>);
+
+struct Inner {
+    consensus: Consensus,
+    hub: Hub,
+    metrics: Arc<Metrics>,
+    ledger: Mutex<Ledger>,
+    forward: mpsc::Sender<Forward>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    /// The term it was armed for; none while this node does not lead.
+    term: Option<u64>,
+    lessor: Lessor,
+    /// The revision up to which it follows the catalog.
+    revision: u64,
+}
+
+/// Heartbeats on their way to the leader.
+struct Forward {
+    beats: Vec<Beat>,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Vec<bool>, Error>>,
+}
+
+impl Keeper {
+    /// A keeper and the queue that [`Keeper::run`] works off.
+    pub fn new(consensus: Consensus, hub: Hub, metrics: Arc<Metrics>) -> (Self, ForwardQueue) {
+        let (forward, queue) = mpsc::channel(FORWARD_QUEUE);
+        let inner = Inner { consensus, hub, metrics, ledger: Mutex::default(), forward };
+        (Self(Arc::new(inner)), ForwardQueue(queue))
+    }
+
+    /// Renews leases wherever the leader is; false where the instance must register again.
+    pub async fn renew(&self, beats: &[Beat], deadline: Instant) -> Result<Vec<bool>, Error> {
+        loop {
+            let attempt = match self.0.consensus.lead() {
+                Lead::Here { .. } => self.renew_here(beats, deadline).await,
+                Lead::Elsewhere { .. } => self.forward(beats.to_vec(), deadline).await,
+                Lead::Nowhere => Err(Error::NoLeader),
+            };
+            match attempt {
+                Err(_) if Instant::now() < deadline => self.0.consensus.await_change(deadline).await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Renews leases if this node leads; [`Error::NoLeader`] if it does not, or cannot prove it.
+    pub async fn renew_here(&self, beats: &[Beat], deadline: Instant) -> Result<Vec<bool>, Error> {
+        let inner = &self.0;
+        let term = inner.consensus.confirmed_term().ok_or(Error::NoLeader)?;
+        let mut results = vec![None; beats.len()];
+        loop {
+            let revision = {
+                let mut ledger = inner.up_to_date(term);
+                for (beat, result) in beats.iter().zip(&mut results).filter(|(_, result)| result.is_none()) {
+                    *result = match ledger.lessor.renew(&beat.0, beat.1, Instant::now().into_std()) {
+                        Renewal::Renewed => Some(true),
+                        Renewal::Lost => Some(false),
+                        Renewal::Expiring => None,
+                    };
+                }
+                ledger.revision
+            };
+            if inner.consensus.confirmed_term() != Some(term) {
+                return Err(Error::NoLeader);
+            }
+            if results.iter().all(Option::is_some) {
+                let renewed: Vec<bool> = results.into_iter().flatten().collect();
+                inner.metrics.heartbeats(
+                    renewed.iter().filter(|r| **r).count(),
+                    renewed.iter().filter(|r| !**r).count(),
+                );
+                return Ok(renewed);
+            }
+            // Their expiry is proposed: its outcome decides, and moves the revision or re-arms at a tick.
+            if Instant::now() >= deadline {
+                return Err(Error::Unknown { why: "the expiry of a lease is being decided".into() });
+            }
+            let _ = tokio::time::timeout(TICK, inner.hub.moved_from(revision)).await; // either is reason to look again
+        }
+    }
+
+    async fn forward(&self, beats: Vec<Beat>, deadline: Instant) -> Result<Vec<bool>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let forward = Forward { beats, deadline, reply };
+        self.0
+            .forward
+            .try_send(forward)
+            .map_err(|_| Error::Overloaded { what: "heartbeats waiting for the leader".into() })?;
+        answer.await.map_err(|_| Error::NotReady { why: "it is stopping".into() })?
+    }
+
+    /// Expires leases while this node leads and forwards heartbeats while it does not, until `stop`.
+    pub async fn run(self, queue: ForwardQueue, stop: CancellationToken) {
+        let forwarding = forward_all(self.0.consensus.clone(), queue.0);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.expire_overdue() => {}
+            () = forwarding => {}
+        }
+    }
+
+    async fn expire_overdue(&self) {
+        let inner = &self.0;
+        let mut good_tick = Instant::now();
+        loop {
+            tokio::time::sleep_until(Instant::now() + TICK).await;
+            let now = Instant::now();
+            let Some(term) = inner.consensus.confirmed_term() else {
+                inner.give_up_if_deposed();
+                continue;
+            };
+            let victims = {
+                let mut ledger = inner.up_to_date(term);
+                inner.compensate(&mut ledger, now.saturating_duration_since(good_tick + TICK), term);
+                let victims = ledger.lessor.take_overdue(now.into_std(), VICTIMS_MAX);
+                inner.metrics.leases(ledger.lessor.len(), ledger.lessor.brake() != BrakeState::Released);
+                victims
+            };
+            good_tick = now;
+            if !victims.is_empty() {
+                inner.expire(term, victims).await;
+            }
+        }
+    }
+}
+
+/// Heartbeats waiting to be forwarded.
+pub struct ForwardQueue(mpsc::Receiver<Forward>);
+
+impl Inner {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().expect("no panic while it is held")
+    }
+
+    /// The ledger of `term`, following the catalog as it is now.
+    fn up_to_date(&self, term: u64) -> MutexGuard<'_, Ledger> {
+        let mut ledger = self.ledger();
+        let changes =
+            if ledger.term == Some(term) { self.hub.since(ledger.revision) } else { Changes::Compacted };
+        match changes {
+            Changes::Compacted => self.arm(&mut ledger, term),
+            Changes::Batches(batches) => {
+                let now = Instant::now().into_std();
+                for batch in batches {
+                    for event in &batch.events {
+                        let (id, record) = (&event.record.spec.id, &event.record);
+                        match event.kind {
+                            EventKind::Put if record.mod_rev == record.reg_rev => {
+                                ledger.lessor.grant(
+                                    id.clone(),
+                                    record.reg_rev,
+                                    Duration::from_millis(record.spec.ttl_ms.into()),
+                                    now,
+                                );
+                            }
+                            EventKind::Put => {}
+                            EventKind::Delete | EventKind::Expire => ledger.lessor.revoke(id, record.reg_rev),
+                        }
+                    }
+                    ledger.revision = batch.revision;
+                }
+            }
+        }
+        ledger
+    }
+
+    /// Grants every registered instance its whole time and the longest that its heartbeat may have been on the
+    /// way: an election and a third of it.
+    fn arm(&self, ledger: &mut Ledger, term: u64) {
+        let catalog = self.hub.catalog();
+        let leases = catalog.records().map(|record| {
+            (record.spec.id.clone(), record.reg_rev, Duration::from_millis(record.spec.ttl_ms.into()))
+        });
+        ledger.lessor.arm_all(leases, Instant::now().into_std(), self.consensus.election_max());
+        ledger.revision = catalog.revision();
+        ledger.term = Some(term);
+        info!(term, leases = ledger.lessor.len(), "armed the leases");
+    }
+
+    fn compensate(&self, ledger: &mut Ledger, late: Duration, term: u64) {
+        if late > self.consensus.election_max() {
+            warn!(late_ms = late.as_millis() as u64, "leases were not looked after: arming them anew");
+            self.arm(ledger, term);
+        } else if late > STALL {
+            ledger.lessor.postpone_all(late);
+        }
+    }
+
+    fn give_up_if_deposed(&self) {
+        if !matches!(self.consensus.lead(), Lead::Here { .. }) {
+            let mut ledger = self.ledger();
+            if ledger.term.take().is_some() {
+                ledger.lessor.clear();
+                self.metrics.leases(0, false);
+            }
+        }
+    }
+
+    /// Proposes the expiry and waits for its outcome: until it is known, none of the victims can be renewed.
+    async fn expire(&self, term: u64, victims: Vec<(InstanceId, u64)>) {
+        let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
+        let cause = Provenance { by: "registry".into(), why: "no heartbeat within the lease".into(), at_ms };
+        let command = Command::Expire { term, victims: victims.clone() };
+        let proposal = Proposal { command, cause, origin: None };
+        loop {
+            match self.consensus.propose_here(proposal.clone()).await {
+                // What did not expire was registered again or is gone: the ledger hears of it by the ring.
+                Ok(effect) => return self.note_expired(effect),
+                // Still leading: the same proposal again settles it, whatever became of the first.
+                Err(Error::Unknown { .. }) if self.consensus.confirmed_term() == Some(term) => {}
+                Err(Error::Unknown { why }) => return warn!(why, "leadership was lost while leases expired"),
+                Err(error) => {
+                    warn!(%error, "leases could not be expired");
+                    return self.ledger().lessor.expiry_failed(&victims, Instant::now().into_std());
+                }
+            }
+        }
+    }
+
+    fn note_expired(&self, effect: Effect) {
+        if let Outcome::Expired { ids } = effect.outcome {
+            ids.iter().for_each(|id| info!(instance = %id, revision = effect.revision, "expired"));
+            self.metrics.expired(ids.len());
+        }
+    }
+}
+
+/// Takes heartbeats to the leader, many in one call.
+async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>) {
+    while let Some(first) = queue.recv().await {
+        let deadline = first.deadline;
+        let mut count = first.beats.len();
+        let mut batch = vec![first];
+        let linger = Instant::now() + FORWARD_LINGER;
+        while count < FORWARD_MAX
+            && let Ok(Some(next)) = tokio::time::timeout_at(linger, queue.recv()).await
+        {
+            count += next.beats.len();
+            batch.push(next);
+        }
+        let consensus = consensus.clone();
+        // Bounded by the queue: each waits for one call with a deadline.
+        tokio::spawn(async move { forward_one(&consensus, batch, deadline).await });
+    }
+}
+
+async fn forward_one(consensus: &Consensus, batch: Vec<Forward>, deadline: Instant) {
+    let beats: Vec<Beat> = batch.iter().flat_map(|forward| forward.beats.iter().cloned()).collect();
+    let mut result = consensus.forward_heartbeats(beats, deadline).await;
+    for forward in batch {
+        let part = match &mut result {
+            Ok(renewed) => Ok(renewed.drain(..forward.beats.len().min(renewed.len())).collect()),
+            Err(error) => Err(error.clone()),
+        };
+        let _ = forward.reply.send(part); // a caller that gave up wants nothing
+    }
+}

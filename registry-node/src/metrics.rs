@@ -1,0 +1,212 @@
+//! What a node measures, in one struct. Counters count as things happen; gauges are read from the node when it
+//! is scraped, so that they cannot drift. The exposition is API: names and labels stay.
+
+use std::time::Duration;
+
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry as Exposition, TextEncoder, proto::MetricFamily,
+};
+
+use crate::{
+    catalog::Status,
+    registry::{Consistency, Registry, Role},
+};
+
+/// Seconds; from a local round trip to the longest that a call waits for a leader.
+const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 4.0];
+
+/// A node's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    exposition: Exposition,
+    /// Calls answered, by operation, protocol (`grpc`, `rest`, `legacy`) and result (`ok` or an error code).
+    requests: IntCounterVec,
+    /// Their duration, by operation and protocol.
+    request_duration: HistogramVec,
+    /// Heartbeats, by result: `renewed`, `lost`.
+    heartbeats: IntCounterVec,
+    /// Leases that ran out.
+    expirations: IntCounter,
+    /// Leases kept here; 0 unless this node leads.
+    leases: IntGauge,
+    /// 1 while a mass expiry is held back.
+    expiry_brake: IntGauge,
+    /// From the first byte of a batch to the end of its barrier.
+    barrier_duration: Histogram,
+    /// The catalog's revision.
+    revision: IntGauge,
+    /// Registered instances.
+    instances: IntGauge,
+    /// Raft's term.
+    term: IntGauge,
+    /// 1 for the role that this node has, 0 for the others.
+    role: IntGaugeVec,
+    /// Log indices: `last`, `committed`, `applied`, `snapshot`, `purged`.
+    log_index: IntGaugeVec,
+    /// 1 if this node answers linearizable reads as far as it knows.
+    ready: IntGauge,
+    /// Streams and polls that follow this node.
+    watchers: IntGauge,
+    /// Seconds since a leader was heard; 0 on the leader.
+    leader_age: GaugeVec,
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    pub fn new() -> Self {
+        let exposition = Exposition::new();
+        #[cfg(target_os = "linux")]
+        exposition
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("the first to register");
+        let gauge =
+            |name: &str, help: &str| add(&exposition, IntGauge::new(name, help).expect("a valid name"));
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            add(&exposition, IntGaugeVec::new(Opts::new(name, help), labels).expect("valid names"))
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            add(&exposition, IntCounterVec::new(Opts::new(name, help), labels).expect("valid names"))
+        };
+        let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(SECONDS.into());
+        let durations = seconds("registry_request_duration_seconds", "Time to answer a call");
+        let barriers =
+            seconds("registry_storage_barrier_duration_seconds", "Time to make a batch of writes durable");
+        let age = GaugeVec::new(
+            Opts::new("registry_leader_age_seconds", "Since a leader was heard; 0 on the leader"),
+            &[],
+        );
+        Self {
+            requests: counters(
+                "registry_requests_total",
+                "Calls answered",
+                &["operation", "protocol", "result"],
+            ),
+            request_duration: add(
+                &exposition,
+                HistogramVec::new(durations, &["operation", "protocol"]).expect("valid names"),
+            ),
+            heartbeats: counters("registry_heartbeats_total", "Heartbeats, by result", &["result"]),
+            expirations: add(
+                &exposition,
+                IntCounter::new("registry_expirations_total", "Leases that ran out").expect("a valid name"),
+            ),
+            leases: gauge("registry_leases", "Leases kept here; 0 unless this node leads"),
+            expiry_brake: gauge("registry_expiry_brake", "1 while a mass expiry is held back"),
+            barrier_duration: add(&exposition, Histogram::with_opts(barriers).expect("a valid name")),
+            revision: gauge("registry_revision", "The catalog's revision"),
+            instances: gauge("registry_instances", "Registered instances"),
+            term: gauge("registry_raft_term", "Raft's term"),
+            role: gauges("registry_raft_role", "1 for the role this node has", &["role"]),
+            log_index: gauges("registry_raft_log_index", "Log indices, by what they mark", &["mark"]),
+            ready: gauge("registry_ready", "1 if linearizable reads are answered"),
+            watchers: gauge("registry_watchers", "Streams and polls that follow this node"),
+            leader_age: add(&exposition, age.expect("valid names")),
+            exposition,
+        }
+    }
+
+    /// Notes a call: its operation, protocol, result and duration. All three labels are from small closed sets.
+    pub fn request(
+        &self,
+        operation: &'static str,
+        protocol: &'static str,
+        result: &'static str,
+        took: Duration,
+    ) {
+        self.requests.with_label_values(&[operation, protocol, result]).inc();
+        self.request_duration.with_label_values(&[operation, protocol]).observe(took.as_secs_f64());
+    }
+
+    /// Notes heartbeats.
+    pub fn heartbeats(&self, renewed: usize, lost: usize) {
+        self.heartbeats.with_label_values(&["renewed"]).inc_by(renewed as u64);
+        self.heartbeats.with_label_values(&["lost"]).inc_by(lost as u64);
+    }
+
+    /// Notes leases that ran out.
+    pub fn expired(&self, count: usize) {
+        self.expirations.inc_by(count as u64);
+    }
+
+    /// Notes how many leases there are, and whether their expiry is held back.
+    pub fn leases(&self, count: usize, braked: bool) {
+        self.leases.set(count as i64);
+        self.expiry_brake.set(braked.into());
+    }
+
+    /// Notes how long a batch of writes took to become durable.
+    pub fn barrier(&self, took: Duration) {
+        self.barrier_duration.observe(took.as_secs_f64());
+    }
+
+    /// Everything in Prometheus' text format, as the node is now.
+    pub async fn exposition(&self, registry: &Registry) -> prometheus::Result<String> {
+        self.read(registry);
+        let mut families = self.exposition.gather();
+        families.extend(legacy(registry).await?);
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        TextEncoder::new().encode_to_string(&families)
+    }
+
+    fn read(&self, registry: &Registry) {
+        let (status, header) = (registry.status(), registry.header());
+        self.revision.set(status.revision as i64);
+        self.instances.set(status.instances as i64);
+        self.term.set(status.term as i64);
+        self.ready.set(status.not_ready.is_none().into());
+        self.watchers.set(status.watchers as i64);
+        self.leader_age.with_label_values::<&str>(&[]).set(header.age.as_secs_f64());
+        let roles = [
+            (Role::Leader, "leader"),
+            (Role::Follower, "follower"),
+            (Role::Learner, "learner"),
+            (Role::Candidate, "candidate"),
+        ];
+        for (role, name) in roles {
+            self.role.with_label_values(&[name]).set((role == status.role).into());
+        }
+        let marks = [
+            ("last", status.last_log_index),
+            ("committed", status.committed_index),
+            ("applied", status.applied_index),
+            ("snapshot", status.snapshot_index),
+            ("purged", status.purged_index),
+        ];
+        marks.iter().for_each(|(mark, index)| self.log_index.with_label_values(&[mark]).set(*index as i64));
+    }
+}
+
+/// The original's gauges, made anew for each scrape so that no series outlives its instance. None while this node
+/// has not caught up: a scrape must not see instances vanish that did not.
+async fn legacy(registry: &Registry) -> prometheus::Result<Vec<MetricFamily>> {
+    let Ok(list) = registry.list(None, Consistency::Stale, 0).await else { return Ok(Vec::new()) };
+    let scrape = Exposition::new();
+    for name in ["service_registry_registered_services", "service_registry_registered_services_total"] {
+        let gauge = IntGauge::new(name, "Registered instances")?;
+        gauge.set(list.value.len() as i64);
+        scrape.register(Box::new(gauge))?;
+    }
+    let help = "1 for an instance that takes requests, 0 for one that is draining or in maintenance";
+    let alive = IntGaugeVec::new(
+        Opts::new("service_registry_instance_alive", help),
+        &["instance_id", "service_name"],
+    )?;
+    for record in &list.value {
+        let labels = [record.spec.id.as_str(), record.spec.service.as_str()];
+        alive.with_label_values(&labels).set((record.spec.status == Status::Up).into());
+    }
+    scrape.register(Box::new(alive))?;
+    Ok(scrape.gather())
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn add<C: prometheus::core::Collector + Clone + 'static>(exposition: &Exposition, collector: C) -> C {
+    exposition.register(Box::new(collector.clone())).expect("every name is registered once");
+    collector
+}

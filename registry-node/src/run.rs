@@ -1,0 +1,147 @@
+//! The composition root: opens the store, finds the cluster, serves, and stops in order.
+
+use std::{io, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info};
+
+use crate::{
+    api,
+    config::{Args, Config},
+    consensus::{Consensus, Parts, PeerServer, StartError, identity_in},
+    lease::Keeper,
+    metrics::Metrics,
+    registry::Registry,
+    storage::{self, Recovered, Store},
+    watch::Hub,
+};
+
+/// Exit codes, as `sysexits.h` has them, so that a supervisor can tell "start me again" from "look at me".
+const EX_USAGE: u8 = 64;
+const EX_IOERR: i32 = 74;
+const EX_CONFIG: u8 = 78;
+
+/// How long open calls may take to finish once the node stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs a node until SIGTERM or SIGINT; a second signal ends it at once.
+pub fn main(args: Args) -> ExitCode {
+    let config = match args.check() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("registry-node: {error}");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    // A program that embeds this one may have set its own.
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).try_init();
+    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(run(config));
+    runtime.shutdown_timeout(GRACE);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("registry-node: {error:#}");
+            ExitCode::from(if needs_a_person(&error) { EX_CONFIG } else { 1 })
+        }
+    }
+}
+
+/// Whether starting again can only fail again.
+fn needs_a_person(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StartError::Bootstrap(_) | StartError::Damaged { .. }))
+        || matches!(error.downcast_ref(), Some(storage::Error::Damaged { .. } | storage::Error::Newer { .. }))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+    tokio::spawn(stop_on_signal(stop.clone()));
+    let [rest, grpc, peer] = [("REST", config.rest), ("gRPC", config.grpc), ("peer", config.peer)];
+    let listen = async |(what, at)| {
+        TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"))
+    };
+    let (rest, grpc, peer) = (listen(rest).await?, listen(grpc).await?, listen(peer).await?);
+
+    let metrics = Arc::new(Metrics::new());
+    let (store, recovered) = Store::open(&config.dir, metrics.clone(), end_the_process)?;
+    let server = peer_server(&config, &store, &recovered)?;
+    let peers_stop = CancellationToken::new();
+    server.serve(peer, &tracker, peers_stop.clone())?;
+
+    let hub = Hub::new(config.limits.watchers_max);
+    let parts =
+        Parts { config: &config, store, recovered, hub: hub.clone(), server: &server, tracker: &tracker };
+    let consensus = tokio::select! {
+        started = Consensus::start(parts) => started?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let (keeper, queue) = Keeper::new(consensus.clone(), hub.clone(), metrics.clone());
+    tracker.spawn(keeper.clone().run(queue, peers_stop.clone()));
+    let forwarded = keeper.clone();
+    server.open_leases(Box::new(move |beats| {
+        let keeper = forwarded.clone();
+        Box::pin(async move { keeper.renew_here(&beats, tokio::time::Instant::now() + GRACE).await })
+    }));
+
+    let limits = Arc::new(config.limits.clone());
+    let registry = Registry::new(consensus.clone(), hub, keeper, limits.clone());
+    let router = api::router(registry, metrics, limits.clone());
+    info!(node = config.id, rest = %config.rest, grpc = %config.grpc, peer = %config.peer, cluster = %consensus.cluster_id(), "started");
+    let clients = TaskTracker::new();
+    for listener in [rest, grpc] {
+        clients.spawn(api::serve(listener, router.clone(), limits.clone(), stop.clone(), clients.clone()));
+    }
+
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = consensus.failed() => anyhow::bail!("consensus has failed: see the log"),
+    }
+    info!("stopping");
+    // First the lead moves on, while forwarded calls can still be answered; then clients finish what is open.
+    consensus.hand_over().await;
+    clients.close();
+    let _ = tokio::time::timeout(GRACE, clients.wait()).await; // streams end with their connections
+    consensus.stop().await;
+    peers_stop.cancel();
+    Ok(())
+}
+
+fn peer_server(config: &Config, store: &Store, recovered: &Recovered) -> Result<PeerServer, StartError> {
+    let identity =
+        identity_in(recovered).map_err(|what| StartError::Damaged { dir: config.dir.clone(), what })?;
+    let initialised = recovered.vote.is_some() || !recovered.log.is_empty();
+    Ok(PeerServer::new(config, store.clone(), identity, initialised))
+}
+
+/// A failed sync cannot be repeated: what the kernel has dropped it reports once. Only a new start can tell what
+/// is on disk.
+fn end_the_process(error: &io::Error) {
+    error!(%error, "the store cannot be written: ending the process");
+    std::process::exit(EX_IOERR);
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return error!("signals cannot be handled: only kill ends this process");
+    };
+    for first in [true, false] {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        if first {
+            stop.cancel();
+        }
+    }
+    std::process::exit(130);
+}

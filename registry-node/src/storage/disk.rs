@@ -1,0 +1,186 @@
+//! Where bytes lie: the thin seam between the store and sled, and the barrier that makes sled durable.
+//!
+//! sled's `flush()` on Linux is `sync_file_range`, which neither empties the device's cache nor journals the
+//! file's size: after a power cut nearly everything it had confirmed is gone. [`Sled::sync`] therefore does
+//! `flush()`, then `fdatasync` on the database file, and syncs the small files and directories beside it
+//! whenever they have changed.
+//!
+//! # Why not sled's own batches
+//! `apply_batch` takes a lock that is shared by every database of the process; plain inserts do not.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// The trees of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tree {
+    /// Frames of the log.
+    Log,
+    /// Vote, ids, pointers.
+    Meta,
+    /// Chunks of snapshots.
+    Snapshot,
+}
+
+/// One key and its value, as they lie on disk.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// What the store needs of a disk. Writes are durable only after [`Disk::sync`] has returned.
+pub trait Disk: Send + 'static {
+    /// Puts a value.
+    fn put(&mut self, tree: Tree, key: &[u8], value: &[u8]) -> io::Result<()>;
+    /// Takes a value out; nothing happens if there is none.
+    fn remove(&mut self, tree: Tree, key: &[u8]) -> io::Result<()>;
+    /// The value under a key.
+    fn get(&self, tree: Tree, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// All pairs whose keys start with `prefix`, in key order.
+    fn scan(&self, tree: Tree, prefix: &[u8]) -> Box<dyn Iterator<Item = io::Result<Pair>> + '_>;
+    /// Returns once everything written before survives a power cut.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// sled, with a barrier that holds.
+pub struct Sled {
+    db: sled::Db,
+    log: sled::Tree,
+    meta: sled::Tree,
+    snapshot: sled::Tree,
+    barrier: Barrier,
+}
+
+/// The database's cache; a node's memory is for its catalog.
+const CACHE_BYTES: u64 = 32 << 20;
+
+impl Sled {
+    /// Opens or creates the database in `dir`. Panics inside sled, which damage can cause, become errors.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        remove_unfinished_snapshots(dir)?;
+        let path = dir.to_path_buf();
+        let opened = std::panic::catch_unwind(move || {
+            let db =
+                sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE_BYTES).open()?;
+            Ok((db.open_tree("log")?, db.open_tree("meta")?, db.open_tree("snapshot")?, db))
+        });
+        let (log, meta, snapshot, db) = match opened {
+            Ok(opened) => opened.map_err(into_io)?,
+            Err(panic) => return Err(io::Error::new(io::ErrorKind::InvalidData, panic_text(&*panic))),
+        };
+        let mut sled = Self { db, log, meta, snapshot, barrier: Barrier::new(dir)? };
+        sled.sync()?;
+        Ok(sled)
+    }
+
+    fn tree(&self, tree: Tree) -> &sled::Tree {
+        match tree {
+            Tree::Log => &self.log,
+            Tree::Meta => &self.meta,
+            Tree::Snapshot => &self.snapshot,
+        }
+    }
+}
+
+impl Disk for Sled {
+    fn put(&mut self, tree: Tree, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.tree(tree).insert(key, value).map(drop).map_err(into_io)
+    }
+
+    fn remove(&mut self, tree: Tree, key: &[u8]) -> io::Result<()> {
+        self.tree(tree).remove(key).map(drop).map_err(into_io)
+    }
+
+    fn get(&self, tree: Tree, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.tree(tree).get(key).map_err(into_io)?.map(|v| v.to_vec()))
+    }
+
+    fn scan(&self, tree: Tree, prefix: &[u8]) -> Box<dyn Iterator<Item = io::Result<Pair>> + '_> {
+        let pairs = self.tree(tree).scan_prefix(prefix);
+        Box::new(pairs.map(|pair| pair.map(|(k, v)| (k.to_vec(), v.to_vec())).map_err(into_io)))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.db.flush().map_err(into_io)?;
+        self.barrier.sync()
+    }
+}
+
+/// Everything that has to reach the disk besides what sled's own flush wrote.
+struct Barrier {
+    dir: PathBuf,
+    db: File,
+    /// When the directories last changed, as far as they are synced.
+    synced: Option<[Option<SystemTime>; 2]>,
+}
+
+impl Barrier {
+    fn new(dir: &Path) -> io::Result<Self> {
+        let db = File::options().read(true).write(true).open(dir.join("db"))?;
+        Ok(Self { dir: dir.to_path_buf(), db, synced: None })
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.db.sync_data()?;
+        let changed = [changed_at(&self.dir), changed_at(&self.dir.join("blobs"))];
+        if self.synced != Some(changed) {
+            self.sync_names()?;
+            self.synced = Some(changed);
+        }
+        Ok(())
+    }
+
+    /// Syncs the small files and the directories that hold them, up to the parent of ours.
+    fn sync_names(&self) -> io::Result<()> {
+        for dir in [self.dir.clone(), self.dir.join("blobs")] {
+            if !dir.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(&dir)? {
+                let path = entry?.path();
+                match File::open(&path) {
+                    Ok(file) if path.is_file() => file.sync_all()?,
+                    // sled removes its old snapshots whenever it likes.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            File::open(&dir)?.sync_all()?;
+        }
+        match self.dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn changed_at(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+/// A kill while sled opens leaves a file that makes every later open fail; it holds nothing that is needed.
+fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn into_io(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text =
+        panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into()));
+    text.unwrap_or_else(|| "the database could not be opened".into())
+}
