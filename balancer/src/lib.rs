@@ -1,1 +1,27 @@
-//! balancer
+//! An HTTP load balancer that follows the service registry through flux.
+//!
+//! ```text
+//!                 run (composition root) ── config ── metrics ── admin
+//!                  │                  │
+//!    control: discovery, probes,   proxy: workers: accept, route, pick, send, retry
+//!    outliers → one Pool              │
+//!                  │    Arc<Pool>     │
+//!                  └──── pool ──▶─────┤ picker
+//!                  ◀──── report ──────┘
+//! ```
+//!
+//! `control` and `proxy` never import each other: an immutable [`pool::Pool`] is swapped in going down, and
+//! [`report::Report`]s go up through a bounded, lossy channel.
+
+pub mod admin;
+pub mod config;
+pub mod control;
+pub mod metrics;
+pub mod picker;
+pub mod pool;
+pub mod proxy;
+pub mod report;
+mod run;
+
+pub use config::Args;
+pub use run::main;

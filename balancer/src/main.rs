@@ -1,2 +1,5 @@
-//! balancer
-fn main() {}
+//! The balancer as a program of its own.
+
+fn main() -> std::process::ExitCode {
+    balancer::main(clap::Parser::parse())
+}

@@ -1,0 +1,473 @@
+//! The only reader of flags, environment and files. What leaves here is typed and checked.
+//!
+//! Precedence: flag, then environment, then file, then default. Unknown keys are errors: a misspelt time-out
+//! that is silently ignored is found out in an outage.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::control::state;
+use crate::picker::Strategy;
+
+pub mod duration;
+
+#[cfg(test)]
+mod tests;
+
+/// The file that is read, if it is there, when no `--config` is given.
+const FILE_DEFAULT: &str = "config.yaml";
+
+/// HTTP load balancer that follows the service registry
+///
+/// Sends requests to the instances that the registry knows and that pass their health probe. Reads config.yaml
+/// in the working directory if there is one; flags override it.
+#[derive(clap::Parser, Clone, Debug, Default)]
+#[command(name = "balancer", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    flags: Flags,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  balancer --registry http://10.0.0.1:8081,http://10.0.0.2:8081
+  balancer --config config.yaml --port 8070 --admin 127.0.0.1:8061
+  balancer check config.yaml
+
+Look at it:
+  curl http://127.0.0.1:8060/readyz          has it a catalog?
+  curl http://127.0.0.1:8060/v1/endpoints    who takes requests, who does not, and why
+
+SIGTERM finishes what is in flight, then exits 0; a second one exits at once.";
+
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Command {
+    /// Check a configuration file and print what it comes to
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args, Clone, Debug, Default)]
+struct Flags {
+    /// Configuration file; without it config.yaml is read if it exists
+    #[arg(long, env = "BALANCER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Port for requests [default: 8080]
+    #[arg(long, env = "BALANCER_PORT")]
+    port: Option<u16>,
+
+    /// Address to listen on for requests [default: 0.0.0.0]
+    #[arg(long, env = "BALANCER_HOST", value_name = "IP")]
+    host: Option<IpAddr>,
+
+    /// Address of the admin server, which must not be reachable for strangers [default: 127.0.0.1:8060]
+    #[arg(long, env = "BALANCER_ADMIN", value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+
+    /// Registry nodes; any one is enough, more survive its loss [default: http://127.0.0.1:8081]
+    #[arg(long, env = "BALANCER_REGISTRY", value_name = "URL[,URL...]", value_delimiter = ',')]
+    registry: Option<Vec<String>>,
+
+    /// How endpoints are picked [default: round_robin]
+    #[arg(long, env = "BALANCER_STRATEGY", value_enum)]
+    strategy: Option<Strategy>,
+
+    /// Worker threads [default: one per core, at least 2]
+    #[arg(long, env = "BALANCER_WORKERS", value_name = "N")]
+    workers: Option<usize>,
+
+    /// Name of this balancer, for logs and the registry [default: balancer]
+    #[arg(long, env = "BALANCER_NAME")]
+    name: Option<String>,
+
+    /// Directory for the last known endpoints, so that a restart without a registry works
+    #[arg(long, env = "BALANCER_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {reason}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// The file is not what it should be.
+    #[error("{path}:{place}{message}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// `line:column: `, or empty.
+        place: String,
+        /// What is wrong, and what may have been meant.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// What the process is to do.
+pub enum Task {
+    /// Run with this configuration.
+    Run(Box<Config>),
+    /// Print that the named file is good, and what it comes to.
+    Checked(PathBuf, Box<Config>),
+}
+
+/// Everything that can be set, checked. One value for the whole process.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Of this balancer.
+    pub name: String,
+    /// Where requests arrive.
+    pub listen: SocketAddr,
+    /// Where operators look.
+    pub admin: SocketAddr,
+    /// Registry nodes, as full URLs.
+    pub registry: Vec<String>,
+    /// How endpoints are picked.
+    pub strategy: Strategy,
+    /// Worker threads.
+    pub workers: usize,
+    /// Where the last known endpoints are kept.
+    pub state_dir: Option<PathBuf>,
+    /// Probes and passive judgement.
+    pub health: state::Policy,
+    /// How long one probe may take.
+    pub probe_timeout: Duration,
+    /// Status codes of a passed probe.
+    pub probe_statuses: Vec<u16>,
+    /// Limits of the data path.
+    pub limits: Limits,
+}
+
+/// Limits of the data path. None is unlimited: whatever waits, waits for a bounded time.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// From a connection's or a request's first byte to the end of its head. A client that sends a byte now
+    /// and then must not hold a connection.
+    pub header_timeout: Duration,
+    /// Between requests of one connection.
+    pub keep_alive: Duration,
+    /// For a TCP connection to an endpoint.
+    pub connect_timeout: Duration,
+    /// From the end of a request to the head of its response.
+    pub response_timeout: Duration,
+    /// Between two pieces of a body, in either direction.
+    pub body_idle: Duration,
+    /// Without a byte in either direction on an upgraded connection.
+    pub tunnel_idle: Duration,
+    /// An idle connection to an endpoint is kept this long. Shorter than what servers usually grant, so that
+    /// we close first.
+    pub upstream_idle: Duration,
+    /// Idle connections kept per endpoint and worker.
+    pub upstream_idle_max: usize,
+    /// Connections of clients; further ones wait in the kernel.
+    pub connections_max: usize,
+    /// Read and write buffer of a connection, and so the longest request head.
+    pub buffer_bytes_max: usize,
+    /// How long requests in flight have when the balancer stops.
+    pub drain_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            header_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(30),
+            body_idle: Duration::from_secs(60),
+            tunnel_idle: Duration::from_secs(3600),
+            upstream_idle: Duration::from_secs(30),
+            upstream_idle_max: 256,
+            connections_max: 16_384,
+            buffer_bytes_max: 64 * 1024,
+            drain_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Args {
+    /// Reads what the arguments point to and checks everything.
+    pub fn task(self) -> Result<Task, Error> {
+        match self.command {
+            Some(Command::Check { file }) => {
+                let config = resolve(Flags::default(), load(&file)?)?;
+                Ok(Task::Checked(file, Box::new(config)))
+            }
+            None => {
+                let file = match &self.flags.config {
+                    Some(path) => load(path)?,
+                    None if Path::new(FILE_DEFAULT).exists() => load(Path::new(FILE_DEFAULT))?,
+                    None => File::default(),
+                };
+                resolve(self.flags, file).map(|config| Task::Run(Box::new(config)))
+            }
+        }
+    }
+}
+
+/// The file's keys. The first seven are the original's; their names never change.
+#[derive(Deserialize, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct File {
+    port: Option<u16>,
+    strategy: Option<Strategy>,
+    #[serde(rename = "serviceRegistryURL")]
+    service_registry_url: Option<OneOrMany>,
+    service_registry_type: Option<RegistryType>,
+    health_check_interval: Option<Span>,
+    backend_health_path: Option<String>,
+    health_check_timeout: Option<Span>,
+
+    host: Option<IpAddr>,
+    admin: Option<SocketAddr>,
+    name: Option<String>,
+    workers: Option<usize>,
+    state_dir: Option<PathBuf>,
+    health_check_rise: Option<u32>,
+    health_check_fall: Option<u32>,
+    healthy_statuses: Option<Vec<u16>>,
+    header_timeout: Option<Span>,
+    keep_alive_timeout: Option<Span>,
+    connect_timeout: Option<Span>,
+    response_timeout: Option<Span>,
+    body_idle_timeout: Option<Span>,
+    tunnel_idle_timeout: Option<Span>,
+    drain_grace: Option<Span>,
+    max_connections: Option<usize>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(untagged, expecting = "expected a URL, a comma-separated list of them, or a list")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// The protocol that the original was told to use. Both are understood; flux picks, since every node speaks both.
+#[derive(Debug)]
+struct RegistryType;
+
+impl<'de> Deserialize<'de> for RegistryType {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.to_ascii_lowercase().as_str() {
+            "http" | "grpc" => Ok(RegistryType),
+            _ => Err(serde::de::Error::custom(format!("serviceRegistryType is http or grpc, not {text:?}"))),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Span(Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        duration::parse(&text).map(Span).map_err(serde::de::Error::custom)
+    }
+}
+
+fn load(path: &Path) -> Result<File, Error> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::Read { path: name.clone(), reason: e.to_string() })?;
+    parse(&name, &text)
+}
+
+fn parse(path: &str, text: &str) -> Result<File, Error> {
+    if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
+        return Ok(File::default());
+    }
+    serde_saphyr::from_str(text).map_err(|e| {
+        let place = e.location().map_or(String::new(), |l| format!("{}:{}: ", l.line(), l.column()));
+        Error::Parse { path: path.to_owned(), place, message: explain(e.without_snippet()) }
+    })
+}
+
+fn explain(error: &serde_saphyr::Error) -> String {
+    match error {
+        serde_saphyr::Error::SerdeUnknownField { field, expected, .. } => {
+            unknown("unknown key", field, expected)
+        }
+        serde_saphyr::Error::SerdeUnknownVariant { variant, expected, .. } => {
+            unknown("unknown value", variant, expected)
+        }
+        other => other.to_string(),
+    }
+}
+
+fn unknown(what: &str, got: &str, expected: &[&str]) -> String {
+    match closest(got, expected) {
+        Some(near) => format!("{what} {got:?}, did you mean {near:?}?"),
+        None => format!("{what} {got:?}; known are {}", expected.join(", ")),
+    }
+}
+
+/// The candidate that differs least, if it differs in no more than a third of its letters; case is free.
+fn closest<'a>(got: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let got = got.to_lowercase().replace(['-', '_'], "");
+    let distance = |c: &str| edits(&got, &c.to_lowercase().replace('_', ""));
+    let best = candidates.iter().copied().min_by_key(|c| distance(c))?;
+    (distance(best) <= best.len() / 3).then_some(best)
+}
+
+/// Levenshtein distance, the two-row form.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
+    let host = flags.host.or(file.host).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let port = flags.port.or(file.port).unwrap_or(8080);
+    let admin = flags.admin.or(file.admin);
+    let urls = match (flags.registry, file.service_registry_url) {
+        (Some(urls), _) | (None, Some(OneOrMany::Many(urls))) => urls,
+        (None, Some(OneOrMany::One(url))) => vec![url],
+        (None, None) => vec!["http://127.0.0.1:8081".to_owned()],
+    };
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let defaults = Limits::default();
+    let span = |key: &str, span: Option<Span>, default| positive(key, span.map_or(default, |s| s.0));
+    let health = state::Policy::default();
+    Ok(Config {
+        name: flags.name.or(file.name).unwrap_or_else(|| "balancer".to_owned()),
+        listen: SocketAddr::new(host, port),
+        admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8060))),
+        registry: registry_urls(&urls)?,
+        strategy: flags.strategy.or(file.strategy).unwrap_or(Strategy::RoundRobin),
+        workers: within("workers", flags.workers.or(file.workers).unwrap_or(cores.max(2)), 1, 1024)?,
+        state_dir: flags.state_dir.or(file.state_dir),
+        probe_timeout: span("healthCheckTimeout", file.health_check_timeout, Duration::from_secs(2))?,
+        probe_statuses: statuses(file.healthy_statuses.unwrap_or_else(|| vec![200]))?,
+        health: state::Policy {
+            interval: span("healthCheckInterval", file.health_check_interval, health.interval)?,
+            health_path: health_path(file.backend_health_path.unwrap_or(health.health_path.clone()))?,
+            rise: within("healthCheckRise", file.health_check_rise.unwrap_or(health.rise), 1, 100)?,
+            fall: within("healthCheckFall", file.health_check_fall.unwrap_or(health.fall), 1, 100)?,
+            ..health
+        },
+        limits: Limits {
+            header_timeout: span("headerTimeout", file.header_timeout, defaults.header_timeout)?,
+            keep_alive: span("keepAliveTimeout", file.keep_alive_timeout, defaults.keep_alive)?,
+            connect_timeout: span("connectTimeout", file.connect_timeout, defaults.connect_timeout)?,
+            response_timeout: span("responseTimeout", file.response_timeout, defaults.response_timeout)?,
+            body_idle: span("bodyIdleTimeout", file.body_idle_timeout, defaults.body_idle)?,
+            tunnel_idle: span("tunnelIdleTimeout", file.tunnel_idle_timeout, defaults.tunnel_idle)?,
+            drain_grace: file.drain_grace.map_or(defaults.drain_grace, |s| s.0),
+            connections_max: within(
+                "maxConnections",
+                file.max_connections.unwrap_or(defaults.connections_max),
+                1,
+                10_000_000,
+            )?,
+            ..defaults
+        },
+    })
+}
+
+fn positive(key: &str, value: Duration) -> Result<Duration, Error> {
+    match value.is_zero() {
+        true => Err(Error::Value(format!("{key} must be longer than 0"))),
+        false => Ok(value),
+    }
+}
+
+fn within<T: PartialOrd + fmt::Display>(key: &str, value: T, least: T, most: T) -> Result<T, Error> {
+    if value < least || value > most {
+        return Err(Error::Value(format!("{key} must be from {least} to {most}, not {value}")));
+    }
+    Ok(value)
+}
+
+fn statuses(statuses: Vec<u16>) -> Result<Vec<u16>, Error> {
+    if statuses.is_empty() {
+        return Err(Error::Value("healthyStatuses is empty: no backend could be healthy".into()));
+    }
+    statuses.into_iter().map(|s| within("healthyStatuses", s, 100, 599)).collect()
+}
+
+fn health_path(path: String) -> Result<String, Error> {
+    let uri = format!("/{}", path.trim_start_matches('/'));
+    match uri.parse::<http::uri::PathAndQuery>() {
+        Ok(_) => Ok(uri),
+        Err(_) => Err(Error::Value(format!("backendHealthPath {path:?} is not a path"))),
+    }
+}
+
+/// Splits comma lists, adds `http://` where the scheme is missing (the original took `host:port` for gRPC) and
+/// drops paths: the nodes are addressed, not one of their resources.
+fn registry_urls(urls: &[String]) -> Result<Vec<String>, Error> {
+    let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
+    let urls = parts.map(registry_url).collect::<Result<Vec<_>, _>>()?;
+    if urls.is_empty() {
+        return Err(Error::Value("serviceRegistryURL names no registry".into()));
+    }
+    Ok(urls)
+}
+
+fn registry_url(text: &str) -> Result<String, Error> {
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let uri: Option<http::Uri> = full.parse().ok();
+    match uri.as_ref().and_then(|u| Some((u.scheme_str()?, u.authority()?))) {
+        Some((scheme @ ("http" | "https"), authority)) => Ok(format!("{scheme}://{authority}")),
+        _ => Err(Error::Value(format!("{text:?} is not a registry URL; write http://host:port"))),
+    }
+}
+
+/// The effective configuration, for `balancer check`.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let span = |d: Duration| humantime::format_duration(d);
+        writeln!(f, "listen    http://{}   admin http://{}", self.listen, self.admin)?;
+        writeln!(f, "registry  {}", self.registry.join(", "))?;
+        writeln!(f, "strategy  {}   workers {}", self.strategy.name(), self.workers)?;
+        writeln!(
+            f,
+            "probes    every {}, time-out {}, path {}, healthy on {:?}, rise {}, fall {}",
+            span(self.health.interval),
+            span(self.probe_timeout),
+            self.health.health_path,
+            self.probe_statuses,
+            self.health.rise,
+            self.health.fall,
+        )?;
+        write!(
+            f,
+            "limits    connect {}, response {}, body idle {}, drain {}, connections {}",
+            span(self.limits.connect_timeout),
+            span(self.limits.response_timeout),
+            span(self.limits.body_idle),
+            span(self.limits.drain_grace),
+            self.limits.connections_max,
+        )
+    }
+}

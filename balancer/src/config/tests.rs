@@ -1,0 +1,96 @@
+use expect_test::{Expect, expect};
+
+use super::*;
+
+fn resolved(text: &str) -> Result<Config, Error> {
+    resolve(Flags::default(), parse("config.yaml", text)?)
+}
+
+fn refused(text: &str, want: Expect) {
+    want.assert_eq(&resolved(text).expect_err("it must be refused").to_string());
+}
+
+#[test]
+fn the_original_file_is_understood() {
+    let config = resolved(
+        "
+port: 8080
+strategy: least_connections
+serviceRegistryURL: http://localhost:8081/api/v1/services
+serviceRegistryType: HTTP
+healthCheckInterval: 1m30s
+backendHealthPath: /actuator/health
+healthCheckTimeout: 300ms
+",
+    )
+    .expect("it is good");
+    assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.strategy, Strategy::LeastConnections);
+    assert_eq!(config.registry, ["http://localhost:8081"]);
+    assert_eq!(config.health.interval, Duration::from_secs(90));
+    assert_eq!(config.health.health_path, "/actuator/health");
+    assert_eq!(config.probe_timeout, Duration::from_millis(300));
+}
+
+#[test]
+fn nothing_at_all_is_a_configuration() {
+    for text in ["", "\n# only a comment\n", "port: 8080"] {
+        let config = resolved(text).expect("it is good");
+        assert_eq!((config.listen.port(), config.strategy), (8080, Strategy::RoundRobin));
+        assert_eq!(config.probe_statuses, [200]);
+        assert!(config.workers >= 2);
+    }
+}
+
+#[test]
+fn one_url_a_list_and_a_comma_list_name_registries() {
+    let urls = |text: &str| resolved(text).expect("it is good").registry;
+    assert_eq!(
+        urls("serviceRegistryURL: localhost:9091\nserviceRegistryType: grpc"),
+        ["http://localhost:9091"]
+    );
+    let two = ["http://a:1", "http://b:2"];
+    assert_eq!(urls("serviceRegistryURL: http://a:1, http://b:2/"), two);
+    assert_eq!(urls("serviceRegistryURL: [\"http://a:1\", \"b:2\"]"), two);
+    assert_eq!(urls("serviceRegistryURL:\n  - a:1\n  - http://b:2"), two);
+}
+
+#[test]
+fn flags_override_the_file() {
+    let file = parse("f", "port: 1\nstrategy: sticky_sessions\nname: file").expect("it is good");
+    let flags = Flags { port: Some(2), registry: Some(vec!["x:1".into()]), ..Flags::default() };
+    let config = resolve(flags, file).expect("it is good");
+    assert_eq!((config.listen.port(), config.strategy), (2, Strategy::StickySessions));
+    assert_eq!((config.name.as_str(), config.registry[0].as_str()), ("file", "http://x:1"));
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    refused("port: 8080\nstratgy: round_robin\n", expect![[r#"config.yaml:2:1: unknown key "stratgy", did you mean "strategy"?"#]]);
+    refused("port: 8080\nbanana: 1\n", expect![[r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections"#]]);
+    refused("strategy: roundrobin\n", expect![[r#"config.yaml:1:11: unknown value "roundrobin", did you mean "round_robin"?"#]]);
+    refused("port: 99999\n", expect!["config.yaml:1:7: invalid u16 at line 1, column 7"]);
+    refused("healthCheckInterval: 5\n", expect![[r#"config.yaml:1:22: duration "5" has no unit; write it like 5s or 5ms at line 1, column 22"#]]);
+    refused("healthCheckInterval: 0s\n", expect!["healthCheckInterval must be longer than 0"]);
+    refused("serviceRegistryType: soap\n", expect![[r#"config.yaml:1:22: serviceRegistryType is http or grpc, not "soap" at line 1, column 22"#]]);
+    refused("serviceRegistryURL: ftp://x\n", expect![[r#""ftp://x" is not a registry URL; write http://host:port"#]]);
+    refused("serviceRegistryURL: []\n", expect!["serviceRegistryURL names no registry"]);
+    refused("healthyStatuses: [700]\n", expect!["healthyStatuses must be from 100 to 599, not 700"]);
+    refused("port: [\n", expect!["config.yaml:1:7: expected string scalar at line 1, column 7"]);
+}
+
+#[test]
+fn flags_parse() {
+    let args = <Args as clap::Parser>::try_parse_from([
+        "balancer",
+        "--port",
+        "8070",
+        "--registry",
+        "http://a:1,http://b:2",
+        "--strategy",
+        "least_connections",
+    ])
+    .expect("they are good");
+    assert_eq!(args.flags.registry.as_deref().map(<[String]>::len), Some(2));
+    <Args as clap::CommandFactory>::command().debug_assert();
+}

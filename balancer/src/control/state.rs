@@ -1,0 +1,601 @@
+//! What the control side believes about every endpoint, and the pool that follows from it. Pure: changes of
+//! the catalog, probe results and reports go in with the time; due probes and pools come out.
+//!
+//! Invariants
+//! - At most one probe per endpoint counts: none is ordered while one runs, unless what has been learned
+//!   meanwhile makes its answer worthless; then that answer is ignored.
+//! - An endpoint keeps its [`Endpoint`] (its load, its key) while id and URL stay the same.
+//! - A record that the registry removed leaves the pool at once. Only a reset without a single record is
+//!   doubted: it looks the same as a registry that lost its data, so what we hold stays until it fails or
+//!   [`Policy::hold`] has passed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::outlier::{self, Outlier};
+use crate::pool::{Address, Endpoint, Entry, Pool, Standing};
+use crate::report::{Failure, Report};
+
+#[cfg(test)]
+mod tests;
+
+/// An instance as the catalog has it, reduced to what a balancer uses.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Record {
+    /// Unique in the catalog.
+    pub id: String,
+    /// The service it belongs to.
+    pub service: String,
+    /// Where it is.
+    pub url: String,
+    /// Path of its probe; empty for the default.
+    pub health_path: String,
+    /// Share of traffic, at least 1.
+    pub weight: u32,
+    /// What its owner wants.
+    pub intent: Intent,
+    /// Changes when the instance registers anew.
+    pub incarnation: u64,
+}
+
+/// Whether an instance wants requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// It does.
+    Serve,
+    /// It finishes what it has.
+    Drain,
+    /// It is being worked on.
+    Maintain,
+}
+
+/// A change of the catalog.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Replaces everything.
+    Reset {
+        /// The catalog's revision.
+        revision: u64,
+        /// All records.
+        records: Vec<Record>,
+    },
+    /// What happened, in order.
+    Events {
+        /// The catalog's revision after them.
+        revision: u64,
+        /// The events.
+        events: Vec<Event>,
+    },
+    /// Nothing more up to this revision.
+    Progress {
+        /// The catalog's revision.
+        revision: u64,
+    },
+}
+
+/// One event of a [`Change::Events`].
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Registered or changed.
+    Put(Record),
+    /// Gone: deregistered, moved or expired.
+    Gone(String),
+}
+
+/// Least time from one probe of an endpoint to the next.
+const PROBE_GAP: Duration = Duration::from_millis(100);
+
+/// Knobs of probing and of passive judgement.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Between probes of a healthy endpoint.
+    pub interval: Duration,
+    /// Between probes of one that failed its last, if that is shorter.
+    pub fast_interval: Duration,
+    /// Probed where a record has no health path.
+    pub health_path: String,
+    /// Passed probes in a row that bring an endpoint back.
+    pub rise: u32,
+    /// Failed probes in a row that take one out. A refused connection is proof and needs no second.
+    pub fall: u32,
+    /// Requests that failed to connect in a row that take one out; refused ones need no second.
+    pub connect_failures_max: u32,
+    /// How long records outlive a reset that has none.
+    pub hold: Duration,
+    /// Passive ejection.
+    pub outlier: outlier::Policy,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            interval: Duration::from_secs(5),
+            fast_interval: Duration::from_millis(300),
+            health_path: "/health".into(),
+            rise: 2,
+            fall: 3,
+            connect_failures_max: 3,
+            hold: Duration::from_secs(30),
+            outlier: outlier::Policy::default(),
+        }
+    }
+}
+
+/// A probe to send now.
+#[derive(Clone, Debug)]
+pub struct ProbeOrder {
+    /// Returned with the result.
+    pub ticket: Ticket,
+    /// Whom to probe.
+    pub endpoint: Arc<Endpoint>,
+    /// The path, base path included.
+    pub path: String,
+}
+
+/// Ties a probe's result to the order it answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    id: String,
+    number: u64,
+}
+
+/// What a probe found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeResult {
+    /// It answered as it should.
+    Healthy,
+    /// It answered otherwise, or not in time; the text says how.
+    Unhealthy(String),
+    /// Nothing listens there.
+    Refused,
+}
+
+/// Something the shell should tell people about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The instance.
+    pub id: String,
+    /// Its address.
+    pub authority: Arc<str>,
+    /// What it stands as now.
+    pub standing: Standing,
+    /// Why.
+    pub why: String,
+}
+
+/// Health as probes and connects have it; ejection and the owner's intent are separate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Unproven,
+    Up,
+    Failing,
+    Down,
+}
+
+struct Member {
+    record: Record,
+    endpoint: Arc<Endpoint>,
+    /// Why the record cannot be used; such a member is never probed.
+    unusable: Option<String>,
+    verdict: Verdict,
+    why: String,
+    /// When `verdict` last became what it is.
+    since: Instant,
+    /// Probes in a row that contradict `verdict`.
+    contrary: u32,
+    connect_failures: u32,
+    outlier: Outlier,
+    /// [`Endpoint::served`] as last fed to `outlier`.
+    served_seen: u64,
+    probe_due: Instant,
+    /// No probe before this, whatever happens: failing requests must not turn into a storm of probes.
+    probe_floor: Instant,
+    probe_running: Option<u64>,
+    /// Not in the last (empty) reset; gone at this time.
+    doomed_at: Option<Instant>,
+}
+
+/// Everything the control side knows.
+pub struct State {
+    policy: Policy,
+    members: BTreeMap<String, Member>,
+    revision: u64,
+    next_key: u64,
+    next_ticket: u64,
+    dirty: bool,
+    ejections: u64,
+    notices: Vec<Notice>,
+}
+
+impl State {
+    /// Knows nobody.
+    pub fn new(policy: Policy) -> State {
+        State {
+            policy,
+            members: BTreeMap::new(),
+            revision: 0,
+            next_key: 1,
+            next_ticket: 1,
+            dirty: true,
+            ejections: 0,
+            notices: Vec::new(),
+        }
+    }
+
+    /// The catalog changed.
+    pub fn apply(&mut self, change: Change, now: Instant) {
+        match change {
+            Change::Reset { revision, records } => {
+                self.reset(records, now);
+                self.advance(revision);
+            }
+            Change::Events { revision, events } => {
+                events.into_iter().for_each(|event| match event {
+                    Event::Put(record) => self.put(record, now),
+                    Event::Gone(id) => self.remove(&id),
+                });
+                self.advance(revision);
+            }
+            Change::Progress { revision } => self.advance(revision),
+        }
+    }
+
+    /// A probe came back. Answers to anything but the latest order are ignored.
+    pub fn probed(&mut self, ticket: &Ticket, result: ProbeResult, now: Instant, rng: &mut fastrand::Rng) {
+        let policy = &self.policy;
+        let Some(member) = self.members.get_mut(&ticket.id) else { return };
+        if member.probe_running != Some(ticket.number) {
+            return;
+        }
+        member.probe_running = None;
+        let before = member.verdict;
+        member.judge(result, policy, now);
+        let settled = member.verdict == Verdict::Up && member.contrary == 0;
+        let interval = if settled { policy.interval } else { policy.interval.min(policy.fast_interval) };
+        member.probe_due = now + jittered(interval, rng);
+        if before != member.verdict {
+            self.notice(&ticket.id);
+        }
+        self.bury(&ticket.id);
+    }
+
+    /// A worker saw an endpoint fail.
+    pub fn report(&mut self, report: Report, now: Instant) {
+        let Some(id) = self.id_of(report.endpoint) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if report.began < member.since {
+            return;
+        }
+        let before = member.verdict;
+        member.blame(report.failure, &self.policy, now);
+        if before != member.verdict {
+            self.notice(&id);
+        }
+        self.bury(&id);
+        self.consider_ejection(&id, now);
+    }
+
+    /// Lets time pass: ejections end, doubted records go, windows slide.
+    pub fn tick(&mut self, now: Instant) {
+        let doomed: Vec<String> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.doomed_at.is_some_and(|at| at <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        doomed.iter().for_each(|id| self.remove(id));
+        let mut readmitted = Vec::new();
+        for (id, member) in &mut self.members {
+            member.count_requests(now);
+            if member.outlier.readmit(now) {
+                member.turn(Verdict::Unproven, "ejection over, not probed yet".into(), now);
+                member.probe_due = now;
+                readmitted.push(id.clone());
+            }
+        }
+        readmitted.iter().for_each(|id| self.notice(id));
+    }
+
+    /// The probes to send now. Each counts as running until [`State::probed`] hears of it.
+    pub fn due(&mut self, now: Instant) -> Vec<ProbeOrder> {
+        let mut orders = Vec::new();
+        for (id, member) in self.members.iter_mut().filter(|(_, m)| m.is_probed() && m.probe_at() <= now) {
+            if member.probe_running.is_some() {
+                continue;
+            }
+            let number = self.next_ticket;
+            self.next_ticket += 1;
+            member.probe_running = Some(number);
+            member.probe_due = now;
+            member.probe_floor = now + PROBE_GAP;
+            orders.push(ProbeOrder {
+                ticket: Ticket { id: id.clone(), number },
+                endpoint: member.endpoint.clone(),
+                path: member.probe_path(&self.policy.health_path),
+            });
+        }
+        orders
+    }
+
+    /// When [`State::tick`] or [`State::due`] next has something to do; `None` if only events can change that.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let times = self.members.values().flat_map(|m| {
+            let probe = (m.is_probed() && m.probe_running.is_none()).then_some(m.probe_at());
+            [probe, m.outlier.ejected_until(), m.doomed_at]
+        });
+        times.flatten().min()
+    }
+
+    /// The pool, if it differs from the one returned last.
+    pub fn take_pool(&mut self) -> Option<Pool> {
+        std::mem::take(&mut self.dirty).then(|| self.pool())
+    }
+
+    /// What happened since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Endpoints ejected so far.
+    pub fn ejections(&self) -> u64 {
+        self.ejections
+    }
+
+    /// The catalog's revision.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Every record held, by id.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.members.values().map(|m| &m.record)
+    }
+
+    fn pool(&self) -> Pool {
+        let entries = self.members.values().map(|m| {
+            let (standing, why) = m.standing();
+            Entry { endpoint: m.endpoint.clone(), weight: m.record.weight.max(1), standing, why }
+        });
+        Pool::new(self.revision, entries.collect())
+    }
+
+    fn advance(&mut self, revision: u64) {
+        if revision != self.revision {
+            self.revision = revision;
+            self.dirty = true;
+        }
+    }
+
+    fn reset(&mut self, records: Vec<Record>, now: Instant) {
+        if records.is_empty() {
+            let at = now + self.policy.hold;
+            self.members.values_mut().for_each(|m| m.doomed_at = m.doomed_at.or(Some(at)));
+            self.dirty = true;
+            return;
+        }
+        let kept: std::collections::BTreeSet<&str> = records.iter().map(|r| r.id.as_str()).collect();
+        self.members.retain(|id, _| kept.contains(id.as_str()));
+        records.into_iter().for_each(|record| self.put(record, now));
+        self.dirty = true;
+    }
+
+    fn put(&mut self, record: Record, now: Instant) {
+        self.dirty = true;
+        let same_place = self
+            .members
+            .get(&record.id)
+            .is_some_and(|m| m.record.url == record.url && m.record.service == record.service);
+        match self.members.get_mut(&record.id) {
+            Some(member) if same_place => member.update(record, now),
+            _ => {
+                let member = Member::new(self.next_key, record, now);
+                self.next_key += 1;
+                self.members.insert(member.record.id.clone(), member);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: &str) {
+        self.dirty |= self.members.remove(id).is_some();
+    }
+
+    /// Removes a doubted record once there is evidence against it too.
+    fn bury(&mut self, id: &str) {
+        let dead =
+            |m: &Member| m.doomed_at.is_some() && matches!(m.verdict, Verdict::Down | Verdict::Failing);
+        if self.members.get(id).is_some_and(dead) {
+            self.remove(id);
+        }
+    }
+
+    fn consider_ejection(&mut self, id: &str, now: Instant) {
+        let serving = self.members.values().filter(|m| m.is_probed()).count();
+        let ejected = self.members.values().filter(|m| m.outlier.ejected_until().is_some()).count();
+        let healthy = self.members.values().filter(|m| m.standing().0 == Standing::Up).count();
+        let Some(member) = self.members.get_mut(id) else { return };
+        let allowed = ejected < self.policy.outlier.ejected_max(serving) && healthy > 1;
+        if member.verdict != Verdict::Up || !allowed || member.outlier.ejected_until().is_some() {
+            return;
+        }
+        member.count_requests(now);
+        if member.outlier.deserves_ejection(&self.policy.outlier) {
+            let failures = member.outlier.failures();
+            let until = member.outlier.eject(&self.policy.outlier, now);
+            let rest = until.saturating_duration_since(now).as_secs();
+            member.why = format!("{failures} failed requests within 10 s; ejected for {rest} s");
+            self.ejections += 1;
+            self.notice(id);
+        }
+    }
+
+    fn notice(&mut self, id: &str) {
+        self.dirty = true;
+        let Some(member) = self.members.get(id) else { return };
+        let (standing, why) = member.standing();
+        let authority = member.endpoint.authority.clone();
+        self.notices.push(Notice { id: id.to_owned(), authority, standing, why });
+    }
+
+    fn id_of(&self, key: u64) -> Option<String> {
+        self.members.iter().find(|(_, m)| m.endpoint.key == key).map(|(id, _)| id.clone())
+    }
+}
+
+impl Member {
+    fn new(key: u64, record: Record, now: Instant) -> Member {
+        let (address, unusable) = match Address::parse(&record.url) {
+            Ok(address) => (address, None),
+            Err(e) => {
+                (Address { host: String::new(), port: 0, base_path: String::new() }, Some(e.to_string()))
+            }
+        };
+        Member {
+            endpoint: Arc::new(Endpoint::new(key, &record.id, &record.service, address)),
+            record,
+            unusable,
+            verdict: Verdict::Unproven,
+            why: "not probed yet".into(),
+            since: now,
+            contrary: 0,
+            connect_failures: 0,
+            outlier: Outlier::new(now),
+            served_seen: 0,
+            probe_due: now,
+            probe_floor: now,
+            probe_running: None,
+            doomed_at: None,
+        }
+    }
+
+    /// Takes a new record for the same place. A new incarnation is looked at right away: it may have come
+    /// back to life; and one that was not probed for a while is unproven again.
+    fn update(&mut self, record: Record, now: Instant) {
+        let was_probed = self.is_probed();
+        let reborn = record.incarnation != self.record.incarnation;
+        let moved = record.health_path != self.record.health_path;
+        self.record = record;
+        self.doomed_at = None;
+        if self.is_probed() && !was_probed {
+            self.turn(Verdict::Unproven, "back in service, not probed yet".into(), now);
+        }
+        if reborn || moved || !was_probed {
+            self.probe_due = now;
+            self.probe_running = None;
+        }
+    }
+
+    fn is_probed(&self) -> bool {
+        self.unusable.is_none() && self.record.intent == Intent::Serve
+    }
+
+    fn probe_at(&self) -> Instant {
+        self.probe_due.max(self.probe_floor)
+    }
+
+    fn probe_path(&self, default: &str) -> String {
+        let path = if self.record.health_path.is_empty() { default } else { &self.record.health_path };
+        format!("{}/{}", self.endpoint.address.base_path, path.trim_start_matches('/'))
+    }
+
+    fn standing(&self) -> (Standing, String) {
+        if let Some(why) = &self.unusable {
+            return (Standing::Unusable, why.clone());
+        }
+        match self.record.intent {
+            Intent::Drain => return (Standing::Draining, "its owner drains it".into()),
+            Intent::Maintain => return (Standing::Maintenance, "its owner has it in maintenance".into()),
+            Intent::Serve => {}
+        }
+        let standing = match self.verdict {
+            Verdict::Up if self.outlier.ejected_until().is_some() => Standing::Ejected,
+            Verdict::Up => Standing::Up,
+            Verdict::Unproven => Standing::Unproven,
+            Verdict::Failing => Standing::Failing,
+            Verdict::Down => Standing::Down,
+        };
+        (standing, self.why.clone())
+    }
+
+    fn judge(&mut self, result: ProbeResult, policy: &Policy, now: Instant) {
+        match (result, self.verdict) {
+            (ProbeResult::Healthy, Verdict::Up) => {
+                self.contrary = 0;
+                self.connect_failures = 0;
+            }
+            (ProbeResult::Healthy, verdict) => {
+                self.contrary += 1;
+                if verdict == Verdict::Unproven || self.contrary >= policy.rise {
+                    self.turn(Verdict::Up, "probe passed".into(), now);
+                }
+            }
+            (ProbeResult::Refused, Verdict::Down) => self.contrary = 0,
+            (ProbeResult::Refused, _) => {
+                self.turn(Verdict::Down, "probe: connection refused".into(), now);
+            }
+            (ProbeResult::Unhealthy(why), Verdict::Up) => {
+                self.contrary += 1;
+                if self.contrary >= policy.fall {
+                    self.turn(Verdict::Failing, format!("probe: {why}"), now);
+                }
+            }
+            (ProbeResult::Unhealthy(why), Verdict::Failing) => {
+                self.contrary = 0;
+                self.why = format!("probe: {why}");
+            }
+            (ProbeResult::Unhealthy(why), Verdict::Unproven | Verdict::Down) => {
+                self.turn(Verdict::Failing, format!("probe: {why}"), now);
+            }
+        }
+    }
+
+    fn blame(&mut self, failure: Failure, policy: &Policy, now: Instant) {
+        match failure {
+            Failure::Refused => self.refuse("request: connection refused", now),
+            Failure::Unreachable => {
+                self.outlier.failure(now);
+                self.connect_failures += 1;
+                if self.connect_failures >= policy.connect_failures_max {
+                    self.refuse("requests: cannot connect", now);
+                }
+            }
+            Failure::Broke | Failure::Silent => {
+                self.outlier.failure(now);
+                self.probe_due = self.probe_due.min(now);
+            }
+            Failure::Reset => self.probe_due = self.probe_due.min(now),
+        }
+    }
+
+    /// Marks it down and looks again at once: the probe that may be under way started before.
+    fn refuse(&mut self, why: &str, now: Instant) {
+        if self.verdict != Verdict::Down {
+            self.turn(Verdict::Down, why.to_owned(), now);
+            self.probe_due = now;
+            self.probe_running = None;
+        }
+    }
+
+    fn turn(&mut self, verdict: Verdict, why: String, now: Instant) {
+        self.verdict = verdict;
+        self.why = why;
+        self.since = now;
+        self.contrary = 0;
+        self.connect_failures = 0;
+    }
+
+    fn count_requests(&mut self, now: Instant) {
+        let served = self.endpoint.served();
+        let fresh = served - self.served_seen;
+        self.served_seen = served;
+        if fresh > 0 || self.outlier.failures() > 0 {
+            self.outlier.requests(fresh, now);
+        }
+    }
+}
+
+/// `interval`, give or take a tenth: balancers that start together do not probe together for ever.
+fn jittered(interval: Duration, rng: &mut fastrand::Rng) -> Duration {
+    interval.mul_f64(0.9 + 0.2 * rng.f64())
+}

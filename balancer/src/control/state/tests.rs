@@ -1,0 +1,353 @@
+use expect_test::{Expect, expect};
+
+use super::*;
+
+/// A state driven by a script; every line is `AT_MS COMMAND ...`, and the answer is the pool after each line.
+///
+///     reset / put ID [URL] / drain ID / gone ID   changes of the catalog
+///     ok ID / bad ID / refused ID                 the answer to the latest probe order of ID
+///     fail ID KIND [TIMES]                        reports of the proxy
+///     tick                                        only time passes
+struct Script {
+    state: State,
+    start: Instant,
+    rng: fastrand::Rng,
+    tickets: BTreeMap<String, Ticket>,
+    revision: u64,
+}
+
+fn check(script: &str, want: Expect) {
+    let start = Instant::now();
+    let mut s = Script {
+        state: State::new(Policy::default()),
+        start,
+        rng: fastrand::Rng::with_seed(7),
+        tickets: BTreeMap::new(),
+        revision: 0,
+    };
+    let lines = script.trim().lines().map(|line| s.line(line.trim()));
+    want.assert_eq(&lines.collect::<Vec<_>>().join("\n"));
+}
+
+fn record(id: &str, url: Option<&str>) -> Record {
+    Record {
+        id: id.into(),
+        service: "web".into(),
+        url: url.map_or(format!("http://{id}:80"), str::to_owned),
+        health_path: String::new(),
+        weight: 100,
+        intent: Intent::Serve,
+        incarnation: 1,
+    }
+}
+
+impl Script {
+    fn line(&mut self, line: &str) -> String {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let now = self.start + Duration::from_millis(words[0].parse().expect("a time in ms"));
+        self.command(&words[1..], now);
+        self.state.tick(now);
+        let probes: Vec<String> = self.state.due(now).into_iter().map(|o| self.order(o)).collect();
+        let notices: Vec<String> = self.state.take_notices().iter().map(|n| n.why.clone()).collect();
+        let mut out = format!("{line:<24} |");
+        for e in self.state.pool().entries() {
+            out += &format!(" {}={}", e.endpoint.id, e.standing.name());
+        }
+        if !probes.is_empty() {
+            out += &format!("; probe {}", probes.join(" "));
+        }
+        if !notices.is_empty() {
+            out += &format!("; {}", notices.join(" & "));
+        }
+        out
+    }
+
+    fn command(&mut self, words: &[&str], now: Instant) {
+        self.revision += 1;
+        let revision = self.revision;
+        let put = |record| Change::Events { revision, events: vec![Event::Put(record)] };
+        match *words {
+            ["reset", ref ids @ ..] => {
+                let records = ids.iter().map(|id| record(id, None)).collect();
+                self.state.apply(Change::Reset { revision, records }, now);
+            }
+            ["put", id] => self.state.apply(put(record(id, None)), now),
+            ["put", id, url] => self.state.apply(put(record(id, Some(url))), now),
+            ["reborn", id] => {
+                self.state.apply(put(Record { incarnation: revision, ..record(id, None) }), now);
+            }
+            ["drain", id] => self.state.apply(put(Record { intent: Intent::Drain, ..record(id, None) }), now),
+            ["gone", id] => {
+                let events = vec![Event::Gone(id.into())];
+                self.state.apply(Change::Events { revision, events }, now);
+            }
+            ["ok", id] => self.answer(id, ProbeResult::Healthy, now),
+            ["bad", id] => self.answer(id, ProbeResult::Unhealthy("status 500".into()), now),
+            ["refused", id] => self.answer(id, ProbeResult::Refused, now),
+            ["fail", id, kind] => self.fail(id, kind, 1, now),
+            ["fail", id, kind, times] => self.fail(id, kind, times.parse().expect("a number"), now),
+            ["tick"] => {}
+            _ => panic!("no such command: {words:?}"),
+        }
+    }
+
+    fn order(&mut self, order: ProbeOrder) -> String {
+        let id = order.endpoint.id.to_string();
+        self.tickets.insert(id.clone(), order.ticket);
+        id
+    }
+
+    fn answer(&mut self, id: &str, result: ProbeResult, now: Instant) {
+        let ticket = self.tickets[id].clone();
+        self.state.probed(&ticket, result, now, &mut self.rng);
+    }
+
+    fn fail(&mut self, id: &str, kind: &str, times: usize, now: Instant) {
+        let failure = match kind {
+            "refused" => Failure::Refused,
+            "unreachable" => Failure::Unreachable,
+            "broke" => Failure::Broke,
+            "reset" => Failure::Reset,
+            _ => panic!("no such failure: {kind}"),
+        };
+        let endpoint = self.state.members[id].endpoint.key;
+        for _ in 0..times {
+            self.state.report(Report { endpoint, failure, began: now }, now);
+        }
+    }
+}
+
+#[test]
+fn a_new_endpoint_is_probed_at_once_and_then_used() {
+    check(
+        "
+        0 put a
+        5 ok a
+        4000 tick
+        5600 tick
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            5 ok a                   | a=up; probe passed
+            4000 tick                | a=up
+            5600 tick                | a=up; probe a"#]],
+    );
+}
+
+#[test]
+fn one_failed_probe_is_not_enough_three_are() {
+    check(
+        "
+        0 reset a b
+        1 ok a
+        5600 tick
+        5601 bad a
+        6000 tick
+        6001 ok a
+        11600 tick
+        11601 bad a
+        12000 tick
+        12001 bad a
+        12400 tick
+        12401 bad a
+        12800 tick
+        12801 ok a
+        13200 tick
+        13201 ok a
+        ",
+        expect![[r#"
+            0 reset a b              | a=unproven b=unproven; probe a b
+            1 ok a                   | a=up b=unproven; probe passed
+            5600 tick                | a=up b=unproven; probe a
+            5601 bad a               | a=up b=unproven
+            6000 tick                | a=up b=unproven; probe a
+            6001 ok a                | a=up b=unproven
+            11600 tick               | a=up b=unproven; probe a
+            11601 bad a              | a=up b=unproven
+            12000 tick               | a=up b=unproven; probe a
+            12001 bad a              | a=up b=unproven
+            12400 tick               | a=up b=unproven; probe a
+            12401 bad a              | a=failing b=unproven; probe: status 500
+            12800 tick               | a=failing b=unproven; probe a
+            12801 ok a               | a=failing b=unproven
+            13200 tick               | a=failing b=unproven; probe a
+            13201 ok a               | a=up b=unproven; probe passed"#]],
+    );
+}
+
+#[test]
+fn a_refused_request_takes_it_down_at_once_and_probes_bring_it_back_within_a_second() {
+    check(
+        "
+        0 put a
+        1 ok a
+        1000 fail a refused
+        1001 refused a
+        1340 tick
+        1341 ok a
+        1680 tick
+        1681 ok a
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            1 ok a                   | a=up; probe passed
+            1000 fail a refused      | a=down; probe a; request: connection refused
+            1001 refused a           | a=down
+            1340 tick                | a=down; probe a
+            1341 ok a                | a=down
+            1680 tick                | a=down; probe a
+            1681 ok a                | a=up; probe passed"#]],
+    );
+}
+
+#[test]
+fn three_connects_in_vain_take_it_down() {
+    check(
+        "
+        0 put a
+        1 ok a
+        2 fail a unreachable 2
+        3 fail a unreachable
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            1 ok a                   | a=up; probe passed
+            2 fail a unreachable 2   | a=up
+            3 fail a unreachable     | a=down; requests: cannot connect"#]],
+    );
+}
+
+#[test]
+fn failing_requests_eject_for_a_while_but_never_the_last() {
+    check(
+        "
+        0 reset a b
+        1 ok a
+        1 ok b
+        100 fail a broke 4
+        102 ok a
+        200 fail a broke
+        300 fail b broke 9
+        5300 tick
+        5301 ok a
+        ",
+        expect![[r#"
+            0 reset a b              | a=unproven b=unproven; probe a b
+            1 ok a                   | a=up b=unproven; probe passed
+            1 ok b                   | a=up b=up; probe passed
+            100 fail a broke 4       | a=up b=up; probe a
+            102 ok a                 | a=up b=up
+            200 fail a broke         | a=ejected b=up; probe a; 5 failed requests within 10 s; ejected for 5 s
+            300 fail b broke 9       | a=ejected b=up; probe b
+            5300 tick                | a=unproven b=up; ejection over, not probed yet
+            5301 ok a                | a=up b=up; probe passed"#]],
+    );
+}
+
+#[test]
+fn a_draining_endpoint_leaves_rotation_and_is_not_probed() {
+    check(
+        "
+        0 put a
+        1 ok a
+        2 drain a
+        9000 tick
+        9001 put a
+        9002 ok a
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            1 ok a                   | a=up; probe passed
+            2 drain a                | a=draining
+            9000 tick                | a=draining
+            9001 put a               | a=unproven; probe a
+            9002 ok a                | a=up; probe passed"#]],
+    );
+}
+
+#[test]
+fn an_empty_reset_is_doubted_a_reset_with_records_is_not() {
+    check(
+        "
+        0 reset a b
+        1 ok a
+        1 ok b
+        2 reset
+        5600 tick
+        5601 refused a
+        5602 ok b
+        30001 tick
+        30002 tick
+        30003 put c
+        30004 reset d
+        ",
+        expect![[r#"
+            0 reset a b              | a=unproven b=unproven; probe a b
+            1 ok a                   | a=up b=unproven; probe passed
+            1 ok b                   | a=up b=up; probe passed
+            2 reset                  | a=up b=up
+            5600 tick                | a=up b=up; probe a b
+            5601 refused a           | b=up; probe: connection refused
+            5602 ok b                | b=up
+            30001 tick               | b=up; probe b
+            30002 tick               |
+            30003 put c              | c=unproven; probe c
+            30004 reset d            | d=unproven; probe d"#]],
+    );
+}
+
+#[test]
+fn a_new_url_is_a_new_endpoint_and_a_new_incarnation_is_looked_at() {
+    check(
+        "
+        0 put a
+        1 ok a
+        200 reborn a
+        201 ok a
+        400 put a http://a:81
+        401 put a https://a:81
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            1 ok a                   | a=up; probe passed
+            200 reborn a             | a=up; probe a
+            201 ok a                 | a=up
+            400 put a http://a:81    | a=unproven; probe a
+            401 put a https://a:81   | a=unusable"#]],
+    );
+}
+
+#[test]
+fn an_answer_that_came_too_late_says_nothing() {
+    check(
+        "
+        0 put a
+        1 ok a
+        5600 tick
+        5601 fail a refused
+        5602 ok a
+        5700 ok a
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            1 ok a                   | a=up; probe passed
+            5600 tick                | a=up; probe a
+            5601 fail a refused      | a=down; request: connection refused
+            5602 ok a                | a=down
+            5700 ok a                | a=down; probe a"#]],
+    );
+}
+
+#[test]
+fn load_and_key_survive_what_does_not_move_an_endpoint() {
+    let (mut state, now) = (State::new(Policy::default()), Instant::now());
+    let put = |record| Change::Events { revision: 1, events: vec![Event::Put(record)] };
+    state.apply(put(record("a", None)), now);
+    let first = state.take_pool().expect("it changed").entries()[0].endpoint.clone();
+    let _held = first.begin();
+    state.apply(put(Record { incarnation: 9, weight: 7, ..record("a", None) }), now);
+    let pool = state.take_pool().expect("it changed");
+    assert!(Arc::ptr_eq(&pool.entries()[0].endpoint, &first));
+    assert_eq!((pool.entries()[0].weight, pool.entries()[0].endpoint.in_flight()), (7, 1));
+    assert!(state.take_pool().is_none());
+}

@@ -1,0 +1,269 @@
+//! Every metric of this process, in one struct that is built in `run.rs` and handed down.
+//!
+//! The names, labels and buckets of the `loadbalancer_` metrics are the original's and never change: old
+//! dashboards query them. Their label values are bounded: path is the matched route, method one of a closed
+//! set, and the series of a backend go when the backend goes.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::picker::Strategy;
+use crate::pool::{Pool, Standing};
+
+/// `backend_id` of requests that no backend took.
+pub const NO_BACKEND: &str = "none";
+
+/// Methods with a series of their own.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"];
+
+/// Why an attempt was followed by another.
+pub const RETRY_REASONS: [&str; 4] = ["connect", "unsent", "stale", "broke"];
+
+/// Why a request was refused without asking an endpoint.
+pub const REFUSAL_REASONS: [&str; 3] = ["malformed", "method", "no_endpoint"];
+
+const REQUEST_LABELS: [&str; 5] = ["path", "method", "status", "backend_id", "strategy"];
+const BACKEND_LABELS: [&str; 2] = ["backend_host", "backend_id"];
+const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// All metrics. Fields that need more than `inc` or `set` are private behind a method.
+pub struct Metrics {
+    registry: Registry,
+    strategy: Strategy,
+    request_duration: HistogramVec,
+    requests: IntCounterVec,
+    backend_status: IntGaugeVec,
+    backend_active: IntGaugeVec,
+    endpoints: IntGaugeVec,
+    pool_revision: IntGauge,
+    pool_age: Gauge,
+    /// Attempts beyond a request's first, by why the one before failed.
+    pub retries: IntCounterVec,
+    /// Requests refused by the balancer itself, by why.
+    pub refused: IntCounterVec,
+    /// Endpoints taken out for failing requests.
+    pub ejections: IntCounter,
+    /// Connections to endpoints that could not be made.
+    pub connect_failures: IntCounter,
+    /// Reports of workers that found the queue full.
+    pub reports_dropped: IntCounter,
+    /// Connections of clients, upgraded ones included.
+    pub connections: IntGauge,
+    series: Mutex<Series>,
+}
+
+/// Which series exist for which backend, so that they can be removed with it.
+#[derive(Default)]
+struct Series {
+    backends: HashMap<String, Backend>,
+}
+
+#[derive(Default)]
+struct Backend {
+    authority: String,
+    /// Route, method and status of its request series.
+    requests: Vec<(String, &'static str, String)>,
+}
+
+/// The two series a finished request counts in.
+#[derive(Clone)]
+pub struct RequestSeries {
+    /// `loadbalancer_request_duration_seconds`.
+    pub duration: Histogram,
+    /// `loadbalancer_total_requests`.
+    pub total: IntCounter,
+}
+
+impl Metrics {
+    /// Registers everything with a registry of its own.
+    pub fn new(strategy: Strategy) -> Metrics {
+        let registry = Registry::new();
+        let r = &registry;
+        let duration = HistogramOpts::new(
+            "loadbalancer_request_duration_seconds",
+            "Time from a request's head to the end of its response",
+        );
+        let metrics = Metrics {
+            request_duration: registered(
+                r,
+                HistogramVec::new(duration.buckets(BUCKETS.into()), &REQUEST_LABELS),
+            ),
+            requests: counters(r, "loadbalancer_total_requests", "Requests answered", &REQUEST_LABELS),
+            backend_status: gauges(
+                r,
+                "loadbalancer_backend_status",
+                "1 if the backend is up",
+                &BACKEND_LABELS,
+            ),
+            backend_active: gauges(
+                r,
+                "loadbalancer_backend_active_connections",
+                "Requests in flight to the backend",
+                &BACKEND_LABELS,
+            ),
+            endpoints: gauges(r, "balancer_endpoints", "Endpoints by standing", &["state"]),
+            pool_revision: gauge(r, "balancer_pool_revision", "Catalog revision that is in rotation"),
+            pool_age: registered(
+                r,
+                Gauge::new("balancer_pool_age_seconds", "Time since the registry was last heard of"),
+            ),
+            retries: counters(r, "balancer_retries_total", "Further attempts of requests", &["reason"]),
+            refused: counters(r, "balancer_refused_total", "Requests refused by the balancer", &["reason"]),
+            ejections: counter(r, "balancer_ejections_total", "Endpoints ejected for failing requests"),
+            connect_failures: counter(
+                r,
+                "balancer_upstream_connect_failures_total",
+                "Connections to endpoints that could not be made",
+            ),
+            reports_dropped: counter(
+                r,
+                "balancer_reports_dropped_total",
+                "Reports that found the queue full",
+            ),
+            connections: gauge(r, "balancer_downstream_connections", "Connections of clients"),
+            series: Mutex::default(),
+            strategy,
+            registry: registry.clone(),
+        };
+        metrics.preset();
+        metrics
+    }
+
+    /// Where other libraries may add theirs.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Adds the series of backends that came and removes those of backends that went.
+    pub fn follow(&self, pool: &Pool) {
+        let mut series = self.series();
+        let gone: Vec<String> = series
+            .backends
+            .keys()
+            .filter(|id| *id != NO_BACKEND && !pool.entries().iter().any(|e| *e.endpoint.id == **id))
+            .cloned()
+            .collect();
+        for id in gone {
+            let backend = series.backends.remove(&id).unwrap_or_default();
+            self.remove(&id, backend);
+        }
+        for entry in pool.entries() {
+            let backend = series.backends.entry(entry.endpoint.id.to_string()).or_default();
+            if *backend.authority != *entry.endpoint.authority {
+                self.remove_gauges(&entry.endpoint.id, &backend.authority);
+                backend.authority = entry.endpoint.authority.to_string();
+            }
+        }
+        self.pool_revision.set(pool.revision as i64);
+    }
+
+    /// The series of a finished request; `None` if its backend is gone. Slow: keep what it returns.
+    pub fn request(&self, route: &str, method: usize, status: u16, backend: &str) -> Option<RequestSeries> {
+        let (method, status) = (method_name(method), status.to_string());
+        let labels = [route, method, &status, backend, self.strategy.name()];
+        let mut series = self.series();
+        let known = series.backends.get_mut(backend)?;
+        let found = RequestSeries {
+            duration: self.request_duration.with_label_values(&labels),
+            total: self.requests.with_label_values(&labels),
+        };
+        let entry = (route.to_owned(), method, status);
+        if !known.requests.contains(&entry) {
+            known.requests.push(entry);
+        }
+        Some(found)
+    }
+
+    /// The exposition, in Prometheus' text format, with gauges as of `pool`.
+    pub fn render(&self, pool: &Pool, age: Option<Duration>) -> String {
+        for standing in Standing::ALL {
+            let count = pool.entries().iter().filter(|e| e.standing == standing).count();
+            self.endpoints.with_label_values(&[standing.name()]).set(count as i64);
+        }
+        self.pool_age.set(age.unwrap_or_default().as_secs_f64());
+        let series = self.series();
+        for entry in pool.entries().iter().filter(|e| series.backends.contains_key(&*e.endpoint.id)) {
+            let labels = [&*entry.endpoint.authority, &*entry.endpoint.id];
+            self.backend_status.with_label_values(&labels).set(i64::from(entry.standing == Standing::Up));
+            self.backend_active.with_label_values(&labels).set(i64::from(entry.endpoint.in_flight()));
+        }
+        drop(series);
+        let mut out = String::new();
+        let families = self.registry.gather();
+        if let Err(error) = TextEncoder::new().encode_utf8(&families, &mut out) {
+            tracing::warn!(%error, "cannot render metrics");
+        }
+        out
+    }
+
+    /// Series that exist from the start, so that dashboards find them before the first event.
+    fn preset(&self) {
+        self.series().backends.insert(NO_BACKEND.to_owned(), Backend::default());
+        for reason in RETRY_REASONS {
+            self.retries.with_label_values(&[reason]);
+        }
+        for reason in REFUSAL_REASONS {
+            self.refused.with_label_values(&[reason]);
+        }
+    }
+
+    fn remove(&self, id: &str, backend: Backend) {
+        self.remove_gauges(id, &backend.authority);
+        for (route, method, status) in backend.requests {
+            let labels = [route.as_str(), method, &status, id, self.strategy.name()];
+            // An error means that the series is not there, which is what is wanted.
+            let _ = self.request_duration.remove_label_values(&labels);
+            let _ = self.requests.remove_label_values(&labels);
+        }
+    }
+
+    fn remove_gauges(&self, id: &str, authority: &str) {
+        let _ = self.backend_status.remove_label_values(&[authority, id]);
+        let _ = self.backend_active.remove_label_values(&[authority, id]);
+    }
+
+    fn series(&self) -> MutexGuard<'_, Series> {
+        // What it guards is whole after every statement, so a panic elsewhere does not spoil it.
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number of `method` for [`Metrics::request`]; all unknown methods share one.
+pub fn method_index(method: &http::Method) -> usize {
+    METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len())
+}
+
+fn method_name(index: usize) -> &'static str {
+    METHODS.get(index).copied().unwrap_or("OTHER")
+}
+
+fn registered<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> C {
+    let metric = metric.expect("names and labels are constants that follow the rules");
+    registry.register(Box::new(metric.clone())).expect("every name is registered once");
+    metric
+}
+
+fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    registered(r, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(r, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn counter(r: &Registry, name: &str, help: &str) -> IntCounter {
+    registered(r, IntCounter::new(name, help))
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> IntGauge {
+    registered(r, IntGauge::new(name, help))
+}

@@ -1,0 +1,118 @@
+//! Whether a failed attempt may be followed by another. Pure.
+//!
+//! The rule: a request is sent again only if it cannot have had an effect (nothing was sent) or may have its
+//! effect twice (its method is idempotent, RFC 9110 §9.2.2) and it can be sent again (its body was not touched)
+//! and no byte of a response reached the client (then there is no failed attempt but a broken response).
+//! Never to an endpoint already tried, but for one case: a kept connection that turned out to be closed says
+//! nothing about its endpoint, so that one may be asked again on a fresh connection.
+
+use http::Method;
+
+#[cfg(test)]
+mod tests;
+
+/// Attempts of one request at most. Refused connections cost little and a stale connection is nobody's fault,
+/// but a request must end.
+const ATTEMPTS_MAX: u8 = 4;
+
+/// How an attempt failed before any byte of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No connection could be made.
+    Connect,
+    /// The connection closed before a byte was written.
+    Unsent,
+    /// A connection kept from earlier closed after something was written.
+    Stale,
+    /// A fresh connection closed after something was written, or what came was not HTTP.
+    Broke,
+    /// No response in time.
+    Timeout,
+}
+
+impl Fault {
+    /// Its name in metrics.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Fault::Connect => "connect",
+            Fault::Unsent => "unsent",
+            Fault::Stale => "stale",
+            Fault::Broke => "broke",
+            Fault::Timeout => "timeout",
+        }
+    }
+}
+
+/// What is left of a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// There is none.
+    None,
+    /// Nothing was read from the client yet.
+    Untouched,
+    /// Some was, and is gone.
+    Consumed,
+}
+
+/// What to do after a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Another attempt, at an endpoint not tried yet.
+    Elsewhere,
+    /// Another attempt on a fresh connection, at an endpoint not tried yet or, if there is none, at this one.
+    ElsewhereOrAgain,
+    /// Another attempt on a fresh connection at this endpoint, because the client belongs to it.
+    Again,
+    /// No further attempt.
+    GiveUp,
+}
+
+/// The attempts of one request.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    idempotent: bool,
+    sticky: bool,
+    attempts: u8,
+    replayed: bool,
+}
+
+impl Plan {
+    /// For a request with `method`; `sticky` if it has a session at its endpoint.
+    pub fn new(method: &Method, sticky: bool) -> Plan {
+        Plan { idempotent: is_idempotent(method), sticky, attempts: 0, replayed: false }
+    }
+
+    /// Whether anything sent could be sent once more, so that a copy is worth keeping.
+    pub fn may_replay(&self) -> bool {
+        self.idempotent
+    }
+
+    /// Decides after an attempt failed by `fault`, with `upload` left.
+    pub fn after(&mut self, fault: Fault, upload: Upload) -> Step {
+        self.attempts += 1;
+        if self.attempts >= ATTEMPTS_MAX || upload == Upload::Consumed {
+            return Step::GiveUp;
+        }
+        match fault {
+            Fault::Connect => Step::Elsewhere,
+            Fault::Unsent => self.past_a_closed_connection(),
+            Fault::Stale if self.idempotent => self.past_a_closed_connection(),
+            Fault::Broke if self.idempotent && !self.replayed => {
+                self.replayed = true;
+                Step::Elsewhere
+            }
+            Fault::Stale | Fault::Broke | Fault::Timeout => Step::GiveUp,
+        }
+    }
+
+    fn past_a_closed_connection(&self) -> Step {
+        if self.sticky { Step::Again } else { Step::ElsewhereOrAgain }
+    }
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    )
+}

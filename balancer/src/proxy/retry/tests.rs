@@ -1,0 +1,69 @@
+use super::*;
+use proptest::prelude::{Strategy, prop, prop_assert, prop_assert_eq, proptest};
+
+fn after(method: Method, fault: Fault, upload: Upload) -> Step {
+    Plan::new(&method, false).after(fault, upload)
+}
+
+#[test]
+fn what_was_not_sent_goes_elsewhere_whatever_the_method() {
+    for method in [Method::GET, Method::POST, Method::PATCH, Method::PUT] {
+        assert_eq!(after(method.clone(), Fault::Connect, Upload::Untouched), Step::Elsewhere);
+        assert_eq!(after(method, Fault::Unsent, Upload::Untouched), Step::ElsewhereOrAgain);
+    }
+}
+
+#[test]
+fn what_was_sent_goes_elsewhere_only_if_it_may_happen_twice() {
+    for fault in [Fault::Stale, Fault::Broke] {
+        assert_ne!(after(Method::GET, fault, Upload::None), Step::GiveUp);
+        assert_ne!(after(Method::PUT, fault, Upload::Untouched), Step::GiveUp);
+        assert_eq!(after(Method::PUT, fault, Upload::Consumed), Step::GiveUp);
+        assert_eq!(after(Method::POST, fault, Upload::None), Step::GiveUp);
+        assert_eq!(after("BREW".parse().unwrap(), fault, Upload::None), Step::GiveUp);
+    }
+}
+
+#[test]
+fn an_endpoint_that_breaks_off_gets_the_request_replayed_once() {
+    let mut plan = Plan::new(&Method::GET, false);
+    assert_eq!(plan.after(Fault::Broke, Upload::None), Step::Elsewhere);
+    assert_eq!(plan.after(Fault::Broke, Upload::None), Step::GiveUp);
+}
+
+#[test]
+fn a_session_stays_with_its_endpoint_past_a_closed_connection() {
+    let mut plan = Plan::new(&Method::GET, true);
+    assert_eq!(plan.after(Fault::Stale, Upload::None), Step::Again);
+    assert_eq!(plan.after(Fault::Connect, Upload::None), Step::Elsewhere);
+}
+
+#[test]
+fn a_time_out_is_not_repeated() {
+    assert_eq!(after(Method::GET, Fault::Timeout, Upload::None), Step::GiveUp);
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop::sample::select(vec![Fault::Connect, Fault::Unsent, Fault::Stale, Fault::Broke, Fault::Timeout])
+}
+
+proptest! {
+    /// However attempts fail, a request that must not happen twice is never sent after it may have happened,
+    /// and every request ends.
+    #[test]
+    fn no_effect_twice_and_an_end(faults in prop::collection::vec(fault(), 10), sticky: bool) {
+        let mut plan = Plan::new(&Method::POST, sticky);
+        let mut attempts = 0;
+        for fault in faults {
+            attempts += 1;
+            let step = plan.after(fault, Upload::None);
+            if !matches!(fault, Fault::Connect | Fault::Unsent) {
+                prop_assert_eq!(step, Step::GiveUp);
+            }
+            if step == Step::GiveUp {
+                break;
+            }
+        }
+        prop_assert!(attempts <= ATTEMPTS_MAX);
+    }
+}

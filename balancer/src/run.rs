@@ -1,0 +1,194 @@
+//! The composition root: builds every part once, starts the threads, and owns shutdown.
+//!
+//! Threads: one per worker, and this one, which becomes the control thread (discovery, probes, admin, signals).
+//! Shutdown in this order: not ready → accept no more → finish what is in flight until the grace ends → exit.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin::Admin;
+use crate::config::{Args, Config, Task};
+use crate::control::probe::Prober;
+use crate::control::store::Store;
+use crate::control::{Control, Parts};
+use crate::metrics::Metrics;
+use crate::pool::Pool;
+use crate::{proxy, report};
+
+/// A configuration that cannot be used, as sysexits(3) has it.
+const EXIT_CONFIG: u8 = 78;
+
+/// Runs the balancer until a signal ends it. Returns 0 after a clean stop, 78 for a configuration that cannot
+/// be used, 1 for anything else.
+pub fn main(args: Args) -> ExitCode {
+    let config = match args.task() {
+        Ok(Task::Run(config)) => config,
+        Ok(Task::Checked(file, config)) => {
+            println!("{} is good\n{config}", file.display());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let _ = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(tracing::Level::INFO)
+        .try_init();
+    match run(&config) {
+        Ok(code) => code,
+        Err(cause) => {
+            error!("{cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(control_thread(config))?;
+    // Probes and the disk may still be at it; nothing depends on them.
+    runtime.shutdown_background();
+    Ok(code)
+}
+
+async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let (address, listeners) = proxy::listen(config.listen, config.workers)
+        .with_context(|| format!("cannot listen on {} for requests", config.listen))?;
+    let admin_listener = tokio::net::TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("cannot listen on {} for admin", config.admin))?;
+    let admin_address = admin_listener.local_addr()?;
+
+    let metrics = Arc::new(Metrics::new(config.strategy));
+    let pool = Arc::new(ArcSwap::from_pointee(Pool::default()));
+    let (reporter, reports) = report::channel(metrics.reports_dropped.clone());
+    let client = flux::Client::builder(config.registry.clone())
+        .name(config.name.clone())
+        .metrics(metrics.registry())
+        .build()
+        .context("cannot use the registry's URLs")?;
+    let store = config.state_dir.as_ref().map(|dir| Store::open(dir, &config.name)).transpose();
+    let control = Control::new(Parts {
+        policy: config.health.clone(),
+        watch: client.watch(None),
+        reports,
+        prober: Prober { timeout: config.probe_timeout, statuses: config.probe_statuses.clone() },
+        store: store.context("cannot use the state directory")?,
+        pool: pool.clone(),
+        metrics: metrics.clone(),
+    });
+    let admin = Arc::new(Admin {
+        name: config.name.clone(),
+        strategy: config.strategy,
+        pool: pool.clone(),
+        catalog: control.catalog(),
+        metrics: metrics.clone(),
+        draining: AtomicBool::new(false),
+    });
+    let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+    let exposition = admin.clone();
+    let shared = proxy::Shared {
+        pool,
+        strategy: config.strategy,
+        turn: Arc::new(AtomicUsize::new(0)),
+        limits: config.limits.clone(),
+        reporter,
+        metrics,
+        exposition: Arc::new(move || exposition.exposition()),
+    };
+    let workers = Workers::new(proxy::spawn(listeners, &shared, &stop, &cut)?);
+    let done = CancellationToken::new();
+    let control = tokio::spawn(control.run(done.clone()));
+    tokio::spawn(admin.clone().serve(admin_listener));
+    info!(
+        name = config.name,
+        http = %format_args!("http://{address}"),
+        admin = %format_args!("http://{admin_address}"),
+        strategy = config.strategy.name(),
+        workers = config.workers,
+        registry = config.registry.join(","),
+        "listening"
+    );
+
+    tokio::select! {
+        name = signals.next() => info!(signal = name, grace = ?config.limits.drain_grace, "draining"),
+        () = stop.cancelled() => anyhow::bail!("a worker ended unasked"),
+    }
+    admin.draining.store(true, Ordering::Relaxed);
+    stop.cancel();
+    tokio::select! {
+        () = workers.ended() => {}
+        () = tokio::time::sleep(config.limits.drain_grace) => {
+            cut.cancel();
+            workers.ended().await;
+        }
+        name = signals.next() => {
+            warn!(signal = name, "stopping at once");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    done.cancel();
+    let _ = control.await;
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The signals that end a process politely.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The worker threads, joined by a thread of their own so that the control thread can wait without blocking.
+struct Workers {
+    ended: CancellationToken,
+}
+
+impl Workers {
+    fn new(threads: Vec<JoinHandle<std::io::Result<()>>>) -> Workers {
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        std::thread::spawn(move || {
+            let _guard = guard;
+            for thread in threads {
+                match thread.join() {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => error!(%error, "a worker failed"),
+                    Err(_) => error!("a worker panicked"),
+                }
+            }
+        });
+        Workers { ended }
+    }
+
+    /// Returns once all have ended.
+    async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+}
