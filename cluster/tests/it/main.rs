@@ -3,6 +3,7 @@
 //! Tests that start a cluster run one after another: each wants the machine for itself. What a cluster wrote stays
 //! under the target directory (`tmp/<test>`) until the test runs again, so that a failure can be read.
 
+mod backend;
 mod faults;
 mod lifecycle;
 mod load;
