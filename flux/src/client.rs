@@ -16,6 +16,9 @@ use crate::{Error, Instance, Registration, Status, Transport, Watch};
 /// The longest a call takes unless the builder is told otherwise.
 const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
+/// The registry takes 256; a suffix of ours makes the name unique.
+const NAME_BYTES_MAX: usize = 200;
+
 /// A handle to the registry. Cheap to clone; all clones share connections and what is known of the nodes.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -317,6 +320,9 @@ impl Builder {
             return Err(Error::invalid(
                 "no endpoint is given: name at least one, such as http://127.0.0.1:8081",
             ));
+        }
+        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
+            return Err(Error::invalid(format!("a client's name has 1 to {NAME_BYTES_MAX} bytes")));
         }
         let metrics = Metrics::new();
         if let Some(registry) = &self.metrics {

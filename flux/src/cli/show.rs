@@ -197,7 +197,8 @@ mod tests {
             ID                  SERVICE  STATUS    URL                    WEIGHT  ZONE  VERSION
             pay-10.0.0.1-8082   pay      up        http://10.0.0.1:8082   100     z1    -
             pay-10.0.0.22-8082  pay      draining  http://10.0.0.22:8082  100     -     1.2
-        "#]].assert_eq(&TABLE.instances(&answer(instances())));
+        "#]]
+        .assert_eq(&TABLE.instances(&answer(instances())));
         expect![[r#"
             {"instances":[{"health_path":"","host":"10.0.0.1","id":"pay-10.0.0.1-8082","metadata":{"metrics_port":"9092"},"mod_rev":7,"port":8082,"reg_rev":5,"service":"pay","status":"up","tags":[],"ttl_ms":10000,"url":"http://10.0.0.1:8082","version":"","weight":100,"zone":"z1"},{"health_path":"","host":"10.0.0.22","id":"pay-10.0.0.22-8082","metadata":{},"mod_rev":0,"port":8082,"reg_rev":0,"service":"pay","status":"draining","tags":["new"],"ttl_ms":10000,"url":"http://10.0.0.22:8082","version":"1.2","weight":100,"zone":""}],"revision":7}
         "#]].assert_eq(&JSON.instances(&answer(instances())));
@@ -209,13 +210,16 @@ mod tests {
         expect![[r#"
             SERVICE  INSTANCES  UP
             pay      12         3
-        "#]].assert_eq(&TABLE.services(&answer(services.clone())));
+        "#]]
+        .assert_eq(&TABLE.services(&answer(services.clone())));
         expect![[r#"
             SERVICE  INSTANCES  UP
-        "#]].assert_eq(&TABLE.services(&answer(vec![])));
+        "#]]
+        .assert_eq(&TABLE.services(&answer(vec![])));
         expect![[r#"
             {"revision":7,"services":[{"instances":12,"name":"pay","up":3}]}
-        "#]].assert_eq(&JSON.services(&answer(services)));
+        "#]]
+        .assert_eq(&JSON.services(&answer(services)));
     }
 
     #[test]
@@ -237,7 +241,8 @@ mod tests {
             7           HELD     pay-10.0.0.1-8082                         up            http://10.0.0.1:8082
             7           HELD     pay-10.0.0.22-8082                        draining      http://10.0.0.22:8082
             8           EXPIRE   pay-10.0.0.1-8082                         up            http://10.0.0.1:8082
-        "#]].assert_eq(&all(&TABLE));
+        "#]]
+        .assert_eq(&all(&TABLE));
         expect![[r#"
             {"instances":[{"health_path":"","host":"10.0.0.1","id":"pay-10.0.0.1-8082","metadata":{"metrics_port":"9092"},"mod_rev":7,"port":8082,"reg_rev":5,"service":"pay","status":"up","tags":[],"ttl_ms":10000,"url":"http://10.0.0.1:8082","version":"","weight":100,"zone":"z1"},{"health_path":"","host":"10.0.0.22","id":"pay-10.0.0.22-8082","metadata":{},"mod_rev":0,"port":8082,"reg_rev":0,"service":"pay","status":"draining","tags":["new"],"ttl_ms":10000,"url":"http://10.0.0.22:8082","version":"1.2","weight":100,"zone":""}],"revision":7,"type":"reset"}
             {"instance":{"health_path":"","host":"10.0.0.1","id":"pay-10.0.0.1-8082","metadata":{"metrics_port":"9092"},"mod_rev":7,"port":8082,"reg_rev":5,"service":"pay","status":"up","tags":[],"ttl_ms":10000,"url":"http://10.0.0.1:8082","version":"","weight":100,"zone":"z1"},"revision":8,"type":"expire"}
@@ -271,7 +276,7 @@ mod tests {
             not_ready_reason: String::new(),
             catalog_hash: "00ff".into(),
         };
-        let refused = Error::from(flux::Client::connect(["nonsense:x"]).expect_err("not an endpoint"));
+        let refused = flux::Client::connect(["nonsense:x"]).expect_err("not an endpoint");
         let members = [
             MemberStatus { member: member(1, Role::Leader), status: Ok((status, 7)) },
             MemberStatus { member: member(2, Role::Follower), status: Err(refused) },
@@ -280,7 +285,8 @@ mod tests {
             NAME    ID  ROLE    TERM  REVISION  APPLIED  REST                   STATE
             node-1  1   leader  3     7         120      http://127.0.0.1:8181  ready
             node-2  2   down    -     -         -        http://127.0.0.1:8281  does not answer
-        "#]].assert_eq(&TABLE.cluster("c1", &members));
+        "#]]
+        .assert_eq(&TABLE.cluster("c1", &members));
         expect![[r#"
             {"cluster_id":"c1","members":[{"grpc":"http://127.0.0.1:9191","id":1,"name":"node-1","peer":"http://127.0.0.1:7191","rest":"http://127.0.0.1:8181","revision":7,"role":"leader","status":{"applied_index":120,"catalog_hash":"00ff","committed_index":120,"instances":2,"last_log_index":121,"leader_id":1,"name":"node-1","not_ready_reason":"","purged_index":0,"ready":true,"role":"leader","snapshot_index":0,"term":3,"version":"0.1.0","watchers":1}},{"error":"\"nonsense:x\" is not an endpoint: the port is not one","grpc":"http://127.0.0.1:9291","id":2,"name":"node-2","peer":"http://127.0.0.1:7291","rest":"http://127.0.0.1:8281","role":"down"}]}
         "#]].assert_eq(&JSON.cluster("c1", &members));

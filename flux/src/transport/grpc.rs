@@ -10,7 +10,7 @@ use std::time::Duration;
 use proto::registry::v1 as wire;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{ConnectError, Status, Streaming};
+use tonic::{ConnectError, Status, Streaming, TimeoutExpired};
 use tonic_types::StatusExt;
 
 use super::call::{self, Call};
@@ -120,7 +120,9 @@ fn disconnected(source: &(dyn std::error::Error + 'static)) -> Error {
     // The last one is the cause; those before say that there is one.
     let cause = chain.last().map_or_else(String::new, |error| error.to_string());
     let never_sent = chain.iter().any(|error| error.is::<ConnectError>());
-    Error::new(Code::Unavailable, cause).no_effect(Some(never_sent))
+    // The deadline that goes with a request is kept on this side as well.
+    let late = chain.iter().any(|error| error.is::<TimeoutExpired>());
+    Error::new(if late { Code::Timeout } else { Code::Unavailable }, cause).no_effect(Some(never_sent))
 }
 
 fn code_of(code: tonic::Code) -> Code {
