@@ -5,14 +5,16 @@
 //! be repeated from the files alone.
 //!
 //! ```text
-//! run        the shell: cluster, clients, watchers, faults, recorder
-//!   plan     pure: what each client does next, which fault comes when; all from one seed
-//!   history  what is written down: `history.jsonl`, and `watch-*.jsonl` in `transcript`
-//! judge      pure: history and transcripts in, violations out
+//! run          the shell: cluster, clients, watchers, faults, recorder
+//!   plan       pure: what each client does next, which fault comes when; all from one seed
+//! evidence     the files of a run, read back and judged
+//!   judge      pure: history and transcripts in, violations out
+//! history      the lines of `history.jsonl`      transcript      the lines of `watch-*.jsonl`
 //! ```
 //!
-//! `judge` and `plan` know nothing of each other; they meet in the history alone.
+//! `run` and `judge` meet in the files alone.
 
+pub mod evidence;
 pub mod history;
 pub mod judge;
 pub mod plan;

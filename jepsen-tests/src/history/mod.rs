@@ -311,7 +311,8 @@ impl History {
             let text = text?;
             let malformed = |why: String| Error::Line { line: at + 1, why };
             if header.is_none() {
-                let read: Header = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+                let read: Header =
+                    serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
                 if read.format != FORMAT {
                     return Err(malformed(format!("format {:?} is not {FORMAT:?}", read.format)));
                 }
@@ -430,7 +431,9 @@ impl Call {
 
     /// Whether it may have changed the catalog, for all that its client knows.
     pub fn may_have_written(&self) -> bool {
-        self.f().writes() && self.kind() != Kind::Fail && (self.kind() == Kind::Info || self.wrote().is_some())
+        self.f().writes()
+            && self.kind() != Kind::Fail
+            && (self.kind() == Kind::Info || self.wrote().is_some())
     }
 }
 

@@ -2,8 +2,7 @@ use expect_test::{Expect, expect};
 
 use super::*;
 
-const HEADER: &str =
-    r#"{"format":"flux-history/1","seed":4711,"nodes":["n1","n2","n3"],"git":"x","argv":["jepsen"],"start":"2026-11-22T10:00:00Z"}"#;
+const HEADER: &str = r#"{"format":"flux-history/1","seed":4711,"nodes":["n1","n2","n3"],"git":"x","argv":["jepsen"],"start":"2026-11-22T10:00:00Z"}"#;
 
 fn read(lines: &str) -> Result<History, Error> {
     History::read(format!("{HEADER}\n{lines}").as_bytes())
@@ -69,7 +68,10 @@ fn after_an_unknown_outcome_a_process_is_not_used_again() {
 
 #[test]
 fn an_outcome_needs_its_invocation() {
-    check(r#"{"index":0,"time":5,"process":3,"type":"ok","f":"list","value":[]}"#, expect!["line 2: process 3 completes a call that it has not invoked"]);
+    check(
+        r#"{"index":0,"time":5,"process":3,"type":"ok","f":"list","value":[]}"#,
+        expect!["line 2: process 3 completes a call that it has not invoked"],
+    );
     check(
         r#"{"index":0,"time":5,"process":3,"type":"invoke","f":"list"}
 {"index":1,"time":6,"process":3,"type":"ok","f":"read","value":4}"#,
@@ -81,7 +83,10 @@ fn an_outcome_needs_its_invocation() {
 fn what_is_not_a_history_is_refused() {
     for (text, why) in [
         ("", "line 1: the file is empty"),
-        (r#"{"format":"flux-history/9","seed":1,"nodes":[],"git":"","argv":[],"start":""}"#, "line 1: format"),
+        (
+            r#"{"format":"flux-history/9","seed":1,"nodes":[],"git":"","argv":[],"start":""}"#,
+            "line 1: format",
+        ),
     ] {
         let error = History::read(text.as_bytes()).expect_err("it is not one").to_string();
         assert!(error.starts_with(why), "{error}");
@@ -89,7 +94,10 @@ fn what_is_not_a_history_is_refused() {
     for (line, why) in [
         (r#"{"index":1,"time":5,"process":3,"type":"invoke","f":"list"}"#, "line 2: index 1 where 0 follows"),
         (r#"{"index":0,"time":5,"process":3,"type":"invoke","f":"lis"#, "line 2: EOF"),
-        (r#"{"index":0,"time":5,"process":3,"type":"invoke","f":"dance"}"#, "line 2: unknown variant `dance`"),
+        (
+            r#"{"index":0,"time":5,"process":3,"type":"invoke","f":"dance"}"#,
+            "line 2: unknown variant `dance`",
+        ),
     ] {
         let error = read(line).expect_err("it is not one").to_string();
         assert!(error.starts_with(why), "{error}");

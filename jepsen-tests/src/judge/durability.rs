@@ -75,16 +75,20 @@ fn all_kept(
         let Some((&revision, call)) = last else { continue };
         let removed = call.f() == F::Deregister;
         let line = call.ok().map_or(call.invoke.index, |ok| ok.index);
-        let may_be_gone = removed || fate.maybe_removed || fate.ttl_ms.is_some_and(|ttl| ttl < NEVER_EXPIRES_MS);
+        let may_be_gone =
+            removed || fate.maybe_removed || fate.ttl_ms.is_some_and(|ttl| ttl < NEVER_EXPIRES_MS);
         let lost = match state.get(*key) {
             None => (!may_be_gone).then(|| format!("lacks {key}, acknowledged at {revision} (line {line})")),
-            Some(found) if found.mod_rev < revision => {
-                Some(format!("shows {key} of {}, but {revision} was acknowledged (line {line})", found.mod_rev))
-            }
-            Some(found) if found.mod_rev == revision => (removed || found.value != call.invoke.value.written())
-                .then(|| format!("shows {key} = {:?}, which line {line} did not write", found.value)),
-            Some(found) => overwritten_by_nobody(found, writes)
-                .then(|| format!("shows {key} of {}, newer than line {line}, written by nobody", found.mod_rev)),
+            Some(found) if found.mod_rev < revision => Some(format!(
+                "shows {key} of {}, but {revision} was acknowledged (line {line})",
+                found.mod_rev
+            )),
+            Some(found) if found.mod_rev == revision => (removed
+                || found.value != call.invoke.value.written())
+            .then(|| format!("shows {key} = {:?}, which line {line} did not write", found.value)),
+            Some(found) => overwritten_by_nobody(found, writes).then(|| {
+                format!("shows {key} of {}, newer than line {line}, written by nobody", found.mod_rev)
+            }),
         };
         if let Some(lost) = lost {
             findings.add("D1", format!("{place} {lost}"));

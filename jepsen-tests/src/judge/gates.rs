@@ -23,12 +23,18 @@ pub fn missed(history: &History, calls: &[Call], uncovered: u64) -> Vec<String> 
     }
     missed.extend(before_faults(history, calls));
     if unknown * 100 > gates.unknown_percent_max * calls.len() as u64 {
-        missed.push(format!("{unknown} of {} outcomes are unknown, over {} %", calls.len(), gates.unknown_percent_max));
+        missed.push(format!(
+            "{unknown} of {} outcomes are unknown, over {} %",
+            calls.len(),
+            gates.unknown_percent_max
+        ));
     }
     missed.extend(under_faults(history, calls));
     if uncovered * 100 > gates.uncovered_percent_max * ok {
         let max = gates.uncovered_percent_max;
-        missed.push(format!("no watcher saw the revisions of {uncovered} of {ok} acknowledged calls, over {max} %"));
+        missed.push(format!(
+            "no watcher saw the revisions of {uncovered} of {ok} acknowledged calls, over {max} %"
+        ));
     }
     if gates.final_reads {
         missed.extend(final_calls(history, calls));
@@ -53,11 +59,14 @@ fn before_faults(history: &History, calls: &[Call]) -> Option<String> {
     let first = calls.first()?.invoked();
     let installed = history.nemeses().find(|it| it.phase == Phase::Installed).map(|it| it.time);
     let until = installed.unwrap_or_else(|| calls.last().map_or(first, Call::invoked));
-    let acknowledged =
-        calls.iter().filter(|call| call.ok().is_some() && call.returned().is_some_and(|at| at <= until)).count();
+    let acknowledged = calls
+        .iter()
+        .filter(|call| call.ok().is_some() && call.returned().is_some_and(|at| at <= until))
+        .count();
     let seconds = until.saturating_sub(first) as f64 / 1e9;
     let rate = acknowledged as f64 / seconds.max(0.001);
-    (rate < wanted as f64).then(|| format!("{rate:.0} acknowledged calls per second before the first fault, under {wanted}"))
+    (rate < wanted as f64)
+        .then(|| format!("{rate:.0} acknowledged calls per second before the first fault, under {wanted}"))
 }
 
 /// Calls that began while at least one node, but no majority, was faulty.
@@ -79,7 +88,8 @@ fn under_faults(history: &History, calls: &[Call]) -> Option<String> {
         }
         since = Some(it.time);
     }
-    let within = |call: &&Call| windows.iter().any(|(from, until)| (*from..=*until).contains(&call.invoked()));
+    let within =
+        |call: &&Call| windows.iter().any(|(from, until)| (*from..=*until).contains(&call.invoked()));
     let tried = calls.iter().filter(within).count() as u64;
     let ok = calls.iter().filter(within).filter(|call| call.kind() == Kind::Ok).count() as u64;
     (tried > 0 && ok * 100 < wanted * tried)
@@ -98,7 +108,10 @@ fn final_calls(history: &History, calls: &[Call]) -> Vec<String> {
         .collect();
     for node in &history.header.nodes {
         let read = |call: &&&Call| {
-            call.f() == F::List && call.key().is_none() && call.invoke.node.as_ref() == Some(node) && call.ok().is_some()
+            call.f() == F::List
+                && call.key().is_none()
+                && call.invoke.node.as_ref() == Some(node)
+                && call.ok().is_some()
         };
         if !last.iter().any(|call| read(&call)) {
             missed.push(format!("{node} answered no final read of everything"));

@@ -99,19 +99,25 @@ impl Lease<'_> {
     fn judge_end(&self, removal: Option<&Removal>, findings: &mut Findings) {
         let Self { key, reg_rev, ttl, .. } = self;
         let by_client = removal.is_some_and(|removal| matches!(removal.end, End::Deleted | End::Replaced));
-        if !by_client && let Some(gone) = self.told_lost().into_iter().chain(removal.map(|it| it.seen)).min() {
+        if !by_client && let Some(gone) = self.told_lost().into_iter().chain(removal.map(|it| it.seen)).min()
+        {
             let last = self.renewals().map(Call::invoked).filter(|called| *called <= gone).max().unwrap_or(0);
             if gone < last + ttl {
                 let early = (last + ttl - gone) / 1_000_000;
-                findings.add("E1", format!("{key} of {reg_rev} was gone {early} ms before its lease ran out"));
+                findings
+                    .add("E1", format!("{key} of {reg_rev} was gone {early} ms before its lease ran out"));
             } else if self.kept_trying(gone) {
-                findings.add("E6", format!("{key} of {reg_rev} is gone although its client never stopped trying"));
+                findings.add(
+                    "E6",
+                    format!("{key} of {reg_rev} is gone although its client never stopped trying"),
+                );
             }
         }
         let Some(removal) = removal else { return };
         if let Some(late) = self.renewals().skip(1).find(|call| call.invoked() > removal.seen) {
             let line = late.invoke.index;
-            findings.add("E3", format!("line {line} renewed {key} of {reg_rev}, gone at {}", removal.revision));
+            findings
+                .add("E3", format!("line {line} renewed {key} of {reg_rev}, gone at {}", removal.revision));
         }
     }
 
@@ -140,7 +146,8 @@ impl Lease<'_> {
         let Self { key, reg_rev, ttl, .. } = self;
         // An attempt of unknown outcome may have renewed it as late as it was given up, or a little later.
         let ends = |call: &Call| call.outcome.as_ref().map_or(horizon, |op| op.time);
-        let last = std::iter::once(self.granted).chain(self.beats.iter().copied()).map(ends).max().unwrap_or(0);
+        let last =
+            std::iter::once(self.granted).chain(self.beats.iter().copied()).map(ends).max().unwrap_or(0);
         let deadline = deadline(last, *ttl, disturbances);
         let gone = match removal {
             Some(removal) => removal.seen,
@@ -152,7 +159,9 @@ impl Lease<'_> {
             let still = if removal.is_none() { "still there" } else { "gone" };
             findings.add("E2", format!("{key} of {reg_rev} was {still} {late} ms after it had to be gone"));
         }
-        if remains && let Some(told) = self.told_lost().filter(|told| deadline_after(*told, *ttl, disturbances) < horizon)
+        if remains
+            && let Some(told) =
+                self.told_lost().filter(|told| deadline_after(*told, *ttl, disturbances) < horizon)
         {
             findings.add("E3", format!("{key} of {reg_rev} is still there, though called lost at {told} ns"));
         }
@@ -218,7 +227,8 @@ fn unleased_do_not_expire(calls: &[Call], log: &Log, findings: &mut Findings) {
     }
     for removal in log.removals().iter().filter(|removal| removal.end == End::Expired) {
         if shortest.get(removal.key.as_str()).is_none_or(|ttl_ms| *ttl_ms > TTL_MAX_MS) {
-            findings.add("E1", format!("{} expired at {}, long before its TTL", removal.key, removal.revision));
+            findings
+                .add("E1", format!("{} expired at {}, long before its TTL", removal.key, removal.revision));
         }
     }
 }

@@ -27,12 +27,18 @@ pub fn check(calls: &[Call], log: &Log, findings: &mut Findings) -> u64 {
     }
     let effects = effects(log);
     for (key, calls) in &keys {
-        let operations: Vec<Operation> = calls.iter().filter_map(|call| operation(call, log, &effects)).collect();
+        let operations: Vec<Operation> =
+            calls.iter().filter_map(|call| operation(call, log, &effects)).collect();
         match wgl::search(&operations, STEPS_MAX) {
             Answer::Linearizable => {}
-            Answer::Illegal => findings.add("S2", format!("the {} calls of {key} have no order", operations.len())),
+            Answer::Illegal => {
+                findings.add("S2", format!("the {} calls of {key} have no order", operations.len()))
+            }
             Answer::Unknown => {
-                findings.add("S2", format!("no verdict on the {} calls of {key} in {STEPS_MAX} steps", operations.len()));
+                findings.add(
+                    "S2",
+                    format!("no verdict on the {} calls of {key} in {STEPS_MAX} steps", operations.len()),
+                );
             }
         }
     }
@@ -41,7 +47,8 @@ pub fn check(calls: &[Call], log: &Log, findings: &mut Findings) -> u64 {
 
 /// When each value was first seen to have been written.
 fn effects(log: &Log) -> HashMap<u64, u64> {
-    let puts = log.revisions.values().flat_map(|known| known.events.iter().map(move |event| (event, known.seen)));
+    let puts =
+        log.revisions.values().flat_map(|known| known.events.iter().map(move |event| (event, known.seen)));
     puts.filter(|(event, _)| event.change == Change::Put)
         .filter_map(|(event, seen)| Some((event.entry.1?, seen)))
         .collect()

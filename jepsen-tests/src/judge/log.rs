@@ -189,14 +189,15 @@ impl Log {
                         format!("revision {revision} puts {id} with mod_rev {mod_rev}, reg_rev {reg_rev}"),
                     ),
                     Change::Put => {}
-                    Change::Delete | Change::Expire if before != Some(Record::from(&event.entry)) => findings.add(
-                        "S1",
-                        format!(
-                            "revision {revision} takes out {:?}, but {} was there",
-                            event.entry,
-                            before.map_or("nothing".into(), |before| format!("{before:?}"))
+                    Change::Delete | Change::Expire if before != Some(Record::from(&event.entry)) => findings
+                        .add(
+                            "S1",
+                            format!(
+                                "revision {revision} takes out {:?}, but {} was there",
+                                event.entry,
+                                before.map_or("nothing".into(), |before| format!("{before:?}"))
+                            ),
                         ),
-                    ),
                     Change::Delete | Change::Expire => {}
                 }
                 apply(&mut state, event);
@@ -220,7 +221,9 @@ impl Log {
         self.revisions
             .range(segment.start + 1..=segment.end.max(segment.start + 1))
             .filter(|(revision, _)| **revision <= segment.end)
-            .flat_map(|(revision, known)| known.events.iter().map(move |event| (*revision, event, known.seen)))
+            .flat_map(|(revision, known)| {
+                known.events.iter().map(move |event| (*revision, event, known.seen))
+            })
     }
 }
 

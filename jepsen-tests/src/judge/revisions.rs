@@ -8,7 +8,7 @@
 //!
 //! One sort and one sweep each: O(n log n).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::log::{Log, Record, State, state_of};
 use super::{Findings, Writes};
@@ -22,7 +22,9 @@ pub fn check(calls: &[Call], writes: &Writes<'_>, log: &Log, findings: &mut Find
     acknowledged_are_in_log(calls, log, findings);
     log_was_asked_for(calls, writes, log, findings);
     sessions(calls, findings);
-    absences(calls, &floors, log, findings);
+    let earliest = earliest(calls, writes, log);
+    nothing_from_the_future(calls, &earliest, findings);
+    absences(calls, &floors, log, &earliest, findings);
     replay(calls, writes, log, findings)
 }
 
@@ -78,9 +80,15 @@ fn order(calls: &[Call], log: &Log, findings: &mut Findings) -> Vec<u64> {
         let index = ok.index;
         if call.wrote().is_some() {
             if revision <= floor {
-                findings.add("S2", format!("line {index} wrote revision {revision}, but {floor} was known before it"));
+                findings.add(
+                    "S2",
+                    format!("line {index} wrote revision {revision}, but {floor} was known before it"),
+                );
             }
-        } else if call.invoke.consistency != Some(Consistency::Stale) && call.f() != F::Renew && revision < floor {
+        } else if call.invoke.consistency != Some(Consistency::Stale)
+            && call.f() != F::Renew
+            && revision < floor
+        {
             findings.add("S2", format!("line {index} read at {revision}, but {floor} was known before it"));
         }
     }
@@ -103,7 +111,10 @@ fn acknowledged_are_in_log(calls: &[Call], log: &Log, findings: &mut Findings) {
         });
         if !found {
             let index = call.ok().map_or(call.invoke.index, |ok| ok.index);
-            findings.add("S1", format!("line {index} was acknowledged at revision {revision}, the log has another"));
+            findings.add(
+                "S1",
+                format!("line {index} was acknowledged at revision {revision}, the log has another"),
+            );
         }
     }
 }
@@ -174,17 +185,69 @@ fn sessions(calls: &[Call], findings: &mut Findings) {
         let session = last.entry((client, node)).or_insert((0, 0));
         if revision < session.0 && call.f() != F::Renew {
             let (index, (before, at)) = (ok.index, *session);
-            findings.add("S4", format!("{client} on {node} went back from {before} (line {at}) to {revision} (line {index})"));
+            findings.add(
+                "S4",
+                format!(
+                    "{client} on {node} went back from {before} (line {at}) to {revision} (line {index})"
+                ),
+            );
         }
         *session = (*session).max((revision, ok.index));
     }
 }
 
+/// When each revision can have happened at the earliest: not before its cause was asked for, and not before those below it.
+/// Expiries ask nobody.
+fn earliest(calls: &[Call], writes: &Writes<'_>, log: &Log) -> BTreeMap<u64, u64> {
+    let mut removers: HashMap<&str, Vec<&Call>> = HashMap::new();
+    for call in calls.iter().filter(|call| call.f() == F::Deregister && call.may_have_written()) {
+        removers.entry(call.key().unwrap_or_default()).or_default().push(call);
+    }
+    let mut earliest = BTreeMap::new();
+    let mut latest = 0;
+    for (revision, known) in &log.revisions {
+        for event in &known.events {
+            let asked = match event.change {
+                Change::Put => writes.of(event.entry.1).map(Call::invoked),
+                Change::Delete => removers.get(event.entry.0.as_str()).and_then(|calls| {
+                    let able =
+                        calls.iter().filter(|call| call.wrote().is_none_or(|wrote| wrote == *revision));
+                    able.map(|call| call.invoked()).min()
+                }),
+                Change::Expire => None,
+            };
+            latest = latest.max(asked.unwrap_or(0));
+        }
+        earliest.insert(*revision, latest);
+    }
+    earliest
+}
+
+/// S2 from the other side: nobody is told of a revision before it can have happened.
+fn nothing_from_the_future(calls: &[Call], earliest: &BTreeMap<u64, u64>, findings: &mut Findings) {
+    for ok in calls.iter().filter_map(Call::ok) {
+        let Some(revision) = ok.revision else { continue };
+        if earliest.get(&revision).is_some_and(|earliest| *earliest > ok.time) {
+            findings
+                .add("S2", format!("line {} tells of revision {revision} before it was asked for", ok.index));
+        }
+    }
+}
+
 /// "Not registered" without a revision: there must have been such a moment between call and return.
-fn absences(calls: &[Call], floors: &[u64], log: &Log, findings: &mut Findings) {
+fn absences(
+    calls: &[Call],
+    floors: &[u64],
+    log: &Log,
+    earliest: &BTreeMap<u64, u64>,
+    findings: &mut Findings,
+) {
+    if !log.is_whole() {
+        return;
+    }
     let suspects = calls.iter().zip(floors).filter_map(|(call, floor)| {
         let ok = call.ok().filter(|ok| ok.revision.is_none() && ok.value == Value::None)?;
-        (call.f() == F::Read && log.covers(*floor)).then_some((*floor, call, ok.time))
+        (call.f() == F::Read && log.covers(*floor)).then_some((*floor, call, ok))
     });
     let mut suspects: Vec<_> = suspects.collect();
     suspects.sort_by_key(|(floor, ..)| *floor);
@@ -195,12 +258,13 @@ fn absences(calls: &[Call], floors: &[u64], log: &Log, findings: &mut Findings) 
         }
     }
     let mut cursor = log.cursor();
-    for (floor, call, returned) in suspects {
+    for (floor, call, ok) in suspects {
         let key = call.key().unwrap_or_default();
         let absent = cursor.seek(floor).is_none_or(|state| !state.contains_key(key));
-        let removed_later = removed_at.get(key).is_some_and(|at| at.iter().any(|revision| *revision > floor));
-        if !absent && !removed_later && log.is_whole() {
-            findings.add("S3", format!("line {} did not find {key} at {returned} ns, it was there", call.invoke.index));
+        let in_time =
+            |revision: &u64| *revision > floor && earliest.get(revision).is_none_or(|at| *at <= ok.time);
+        if !absent && !removed_at.get(key).is_some_and(|at| at.iter().any(in_time)) {
+            findings.add("S3", format!("line {} did not find {key}, which was there", ok.index));
         }
     }
 }
@@ -267,16 +331,24 @@ fn answer_differs(call: &Call, revision: u64, state: &State) -> Option<String> {
                 }
             }
             differing.extend(
-                shown.iter().filter(|(key, _)| !state.contains_key(*key)).map(|(key, _)| format!("{key} is extra")),
+                shown
+                    .iter()
+                    .filter(|(key, _)| !state.contains_key(*key))
+                    .map(|(key, _)| format!("{key} is extra")),
             );
             let first = differing.first()?;
-            Some(format!("line {index} lists revision {revision} wrongly in {} places: {first}", differing.len()))
+            Some(format!(
+                "line {index} lists revision {revision} wrongly in {} places: {first}",
+                differing.len()
+            ))
         }
         (_, Some(key)) if call.f() == F::Cas => {
             let found = state.get(key).map_or(0, |record| record.mod_rev);
             let expected = call.invoke.expected?;
             (found != expected).then(|| {
-                format!("line {index} swapped {key} at {revision} + 1 expecting {expected}, {found} was there")
+                format!(
+                    "line {index} swapped {key} at {revision} + 1 expecting {expected}, {found} was there"
+                )
             })
         }
         (value, Some(key)) => {

@@ -75,7 +75,8 @@ pub fn schedule(seed: u64, nodes: usize, limit: Duration) -> Vec<Fault> {
     let mut at = Duration::from_millis(FIRST_MS);
     while at < limit {
         if deck.is_empty() {
-            deck = KINDS.iter().copied().filter(|(_, scope)| nodes > 1 || *scope != Scope::Follower).collect();
+            deck =
+                KINDS.iter().copied().filter(|(_, scope)| nodes > 1 || *scope != Scope::Follower).collect();
             rng.shuffle(&mut deck);
         }
         let (action, scope) = deck.pop().expect("a new deck has cards");
@@ -99,10 +100,14 @@ impl Board {
         Self { nodes, faulty: BTreeMap::new() }
     }
 
+    /// The nodes that no fault has hit.
+    pub fn well(&self) -> impl Iterator<Item = &String> {
+        self.nodes.iter().filter(|node| !self.faulty.contains_key(*node))
+    }
+
     /// Whom a fault of `scope` can hit now; nothing if it must wait until others are healed or a leader is known.
     pub fn choose(&self, scope: Scope, leader: Option<&str>, rng: &mut fastrand::Rng) -> Option<Vec<String>> {
-        let mut well: Vec<String> =
-            self.nodes.iter().filter(|node| !self.faulty.contains_key(*node)).cloned().collect();
+        let mut well: Vec<String> = self.well().cloned().collect();
         rng.shuffle(&mut well);
         let quorum = self.nodes.len() / 2 + 1;
         match scope {

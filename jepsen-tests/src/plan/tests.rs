@@ -18,15 +18,18 @@ fn a_seed_is_a_schedule() {
         2  3.57s for 2.681s: pause-leader
         3 6.619s for 2.215s: kill-all
         4 9.225s for 739ms: term-one
-        5 11.558s for 1.47s: pause-one"#]].assert_eq(&lines.join("\n"));
+        5 11.558s for 1.47s: pause-one"#]]
+    .assert_eq(&lines.join("\n"));
     assert_ne!(schedule(1, 3, Duration::from_secs(30)), schedule(2, 3, Duration::from_secs(30)));
 }
 
 #[test]
 fn thirty_seconds_meet_every_kind() {
     for seed in 0..200 {
-        let met: HashSet<_> =
-            schedule(seed, 3, Duration::from_secs(30)).iter().map(|fault| (fault.action, fault.scope)).collect();
+        let met: HashSet<_> = schedule(seed, 3, Duration::from_secs(30))
+            .iter()
+            .map(|fault| (fault.action, fault.scope))
+            .collect();
         assert_eq!(met.len(), KINDS.len(), "seed {seed}");
     }
 }
@@ -72,7 +75,8 @@ fn nobody_is_hit_twice_at_once() {
         majority: waits
         majority: node-2 node-3
         one: node-1
-        all: node-1 node-2 node-3"#]].assert_eq(&log.join("\n"));
+        all: node-1 node-2 node-3"#]]
+    .assert_eq(&log.join("\n"));
 }
 
 #[test]

@@ -95,7 +95,8 @@ impl Transcript {
         let mut service = None;
         for (at, text) in from.lines().enumerate() {
             let malformed = |why: String| Error::Line { line: at + 1, why: format!("watch {id}: {why}") };
-            let message: Message = serde_json::from_str(&text?).map_err(|error| malformed(error.to_string()))?;
+            let message: Message =
+                serde_json::from_str(&text?).map_err(|error| malformed(error.to_string()))?;
             match (at, message.body) {
                 (0, Body::Open { service: watched, .. }) => service = watched,
                 (0, _) => return Err(malformed("the first line is not an open".into())),

@@ -22,5 +22,6 @@ fn a_transcript_is_read_line_by_line() {
 #[test]
 fn a_transcript_begins_with_an_open() {
     let error = Transcript::read("w1", r#"{"time":4,"kind":"progress","revision":5}"#.as_bytes());
-    expect!["line 1: watch w1: the first line is not an open"].assert_eq(&error.expect_err("it does not").to_string());
+    expect!["line 1: watch w1: the first line is not an open"]
+        .assert_eq(&error.expect_err("it does not").to_string());
 }
