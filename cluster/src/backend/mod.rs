@@ -96,7 +96,6 @@ async fn run(args: Args) -> Result<()> {
         () = signals.recv() => None,
     };
     if let Some(registration) = &registration {
-        info!(reg_rev = registration.reg_rev(), "registered");
         signals.recv().await;
         announce(registration).await;
     }

@@ -54,9 +54,7 @@ fn a_nodes_answer_is_proto3_json() {
 
 #[test]
 fn only_ready_endpoints_count() {
-    let list =
-        json!([{"id": "a", "state": "ready"}, {"id": "b", "state": "ejected"}, {"id": "c", "ready": true}]);
-    assert_eq!(ready_endpoints(&list), 2);
-    assert_eq!(ready_endpoints(&json!({"endpoints": list})), 2);
+    let endpoints = json!([{"id": "a", "state": "up"}, {"id": "b", "state": "ejected"}]);
+    assert_eq!(ready_endpoints(&json!({"revision": 7, "ready": 1, "endpoints": endpoints})), 1);
     assert_eq!(ready_endpoints(&json!("x")), 0);
 }
