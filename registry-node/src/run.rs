@@ -1,6 +1,11 @@
 //! The composition root: opens the store, finds the cluster, serves, and stops in order.
 
-use std::{io, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use tokio::{
@@ -9,7 +14,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info};
+use tracing::{error, info, level_filters::LevelFilter};
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     api,
@@ -39,8 +45,7 @@ pub fn main(args: Args) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    // A program that embeds this one may have set its own.
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).try_init();
+    log_to_stderr();
     let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -59,6 +64,15 @@ pub fn main(args: Args) -> ExitCode {
     }
 }
 
+/// openraft tells every step at `info`, and every heartbeat that a stopped peer misses at `warn`: neither is for
+/// people. A program that embeds this one may have set up its own log.
+fn log_to_stderr() {
+    let levels = Targets::new().with_default(LevelFilter::INFO).with_target("openraft", LevelFilter::ERROR);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let _ = tracing_subscriber::registry().with(lines.with_filter(levels)).try_init();
+}
+
 /// Whether starting again can only fail again.
 fn needs_a_person(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(StartError::Bootstrap(_) | StartError::Damaged { .. }))
@@ -68,11 +82,9 @@ fn needs_a_person(error: &anyhow::Error) -> bool {
 async fn run(config: Config) -> anyhow::Result<()> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     tokio::spawn(stop_on_signal(stop.clone()));
-    let [rest, grpc, peer] = [("REST", config.rest), ("gRPC", config.grpc), ("peer", config.peer)];
-    let listen = async |(what, at)| {
-        TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"))
-    };
-    let (rest, grpc, peer) = (listen(rest).await?, listen(grpc).await?, listen(peer).await?);
+    let listen =
+        async |what, at| TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"));
+    let peer = listen("peers", config.peer).await?;
 
     let metrics = Arc::new(Metrics::new());
     let (store, recovered) = Store::open(&config.dir, metrics.clone(), end_the_process)?;
@@ -97,6 +109,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let limits = Arc::new(config.limits.clone());
     let registry = Registry::new(consensus.clone(), hub, keeper, limits.clone());
+    // Only now: a client that cannot connect asks another node at once.
+    let (rest, grpc) = (listen("REST", config.rest).await?, listen("gRPC", config.grpc).await?);
     let router = api::router(registry, metrics, limits.clone());
     info!(node = config.id, rest = %config.rest, grpc = %config.grpc, peer = %config.peer, cluster = %consensus.cluster_id(), "started");
     let clients = TaskTracker::new();

@@ -213,7 +213,9 @@ impl RaftLogStorage<Types> for LogStore {
         {
             let mut shared = self.shared();
             shared.tail.truncate_from(from);
-            shared.last = last;
+            if shared.last.is_some_and(|end| end.index >= from) {
+                shared.last = last.or(shared.purged);
+            }
         }
         self.store.truncate_from(from).await
     }

@@ -35,7 +35,7 @@ pub struct Effect {
 }
 
 /// Where a member is reached; full URLs. Replicated with the membership.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Address {
     /// For people.
     pub name: String,

@@ -253,6 +253,10 @@ impl<D: Disk> Writer<D> {
     }
 
     fn append(&mut self, first: u64, entries: Vec<Bytes>) -> io::Result<()> {
+        if self.frames.is_empty() && self.pending.is_empty() {
+            // Nothing to follow: Raft decides where a log begins. The next opening checks it against the mark.
+            self.next = first;
+        }
         assert_eq!(first, self.next, "an append must follow the last entry");
         for entry in entries {
             let bytes = 4 + entry.len();
