@@ -310,7 +310,8 @@ fn explain(error: &serde_saphyr::Error) -> String {
         serde_saphyr::Error::SerdeUnknownVariant { variant, expected, .. } => {
             unknown("unknown value", variant, expected)
         }
-        other => other.to_string(),
+        // The place stands in front already.
+        other => other.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
     }
 }
 
