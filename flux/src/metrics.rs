@@ -6,6 +6,9 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, 
 
 use crate::{Error, Transport};
 
+#[cfg(test)]
+mod tests;
+
 /// All metrics of one client.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {

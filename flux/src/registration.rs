@@ -5,8 +5,6 @@
 //! growing, jittered wait. Shutting down is bounded in time and never waits for a registry that is away.
 
 mod lease;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,7 +9,7 @@ pub(crate) mod call;
 pub(crate) mod grpc;
 pub(crate) mod rest;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -68,11 +68,18 @@ pub(crate) struct Wire {
     choice: Transport,
     grpc: grpc::Grpc,
     rest: rest::Rest,
-    /// For [`Transport::Auto`]: what was found to get through. A node that is not in it is not known.
-    ways: Mutex<HashMap<Node, Transport>>,
+    ways: Mutex<Ways>,
     /// Counts nodes that came back to gRPC.
     returned: watch::Sender<u64>,
     metrics: Metrics,
+}
+
+#[derive(Debug, Default)]
+struct Ways {
+    /// What was found to get through, never [`Transport::Auto`]. A node that is not in it is not known.
+    found: HashMap<Node, Transport>,
+    /// Nodes that are probed by gRPC in the background.
+    probed: HashSet<Node>,
 }
 
 /// The protocol to use, and what was learned while finding it out.
@@ -120,11 +127,7 @@ impl Wire {
 
     /// The protocol that gets through to `node`, found out first if it is not known. Fails if neither does.
     pub(crate) async fn way(self: &Arc<Self>, node: &Node) -> Result<Way, Failure> {
-        let known = match self.choice {
-            Transport::Auto => self.known(node),
-            fixed => Some(fixed),
-        };
-        match known {
+        match self.known(node) {
             Some(transport) => Ok(Way { transport, members: None }),
             None => self.find_out(node).await,
         }
@@ -156,47 +159,67 @@ impl Wire {
     /// Forgets what was known of the way to `node`: its connection is dropped, and the next call finds out anew.
     pub(crate) fn doubt(&self, node: &Node) {
         self.grpc.forget(node);
-        self.lock().remove(node);
+        self.lock().found.remove(node);
     }
 
     async fn find_out(self: &Arc<Self>, node: &Node) -> Result<Way, Failure> {
-        let (grpc, rest) = self.prove_both(node).await;
-        match (grpc, rest) {
-            (Ok(members), _) => {
-                self.lock().insert(node.clone(), Transport::Grpc);
-                Ok(Way { transport: Transport::Grpc, members })
+        let (grpc, rest) = match self.choice {
+            Transport::Auto => self.prove_both(node).await,
+            Transport::Grpc => (Some(self.prove_grpc(node).await), None),
+            Transport::Rest => (None, Some(self.prove_rest(node).await)),
+        };
+        let (transport, members) = match (grpc, rest) {
+            (Some(Ok(members)), _) => (Transport::Grpc, members),
+            (grpc, Some(Ok(members))) => {
+                if let Some(Err(grpc)) = grpc {
+                    tracing::warn!(node = %node.rest, why = %grpc.error, "grpc does not get through, using rest");
+                    self.probe(node);
+                }
+                (Transport::Rest, members)
             }
-            (Err(grpc), Some(Ok(members))) => {
-                tracing::warn!(node = %node.rest, why = %grpc.error, "grpc does not get through, using rest");
-                self.lock().insert(node.clone(), Transport::Rest);
-                tokio::spawn(find_back(Arc::downgrade(self), node.clone()));
-                Ok(Way { transport: Transport::Rest, members })
-            }
-            (Err(grpc), rest) => {
+            (grpc, rest) => {
                 self.grpc.forget(node);
-                Err(Failure::unreached(unreachable(&grpc.error, rest.and_then(Result::err).as_ref())))
+                let errors = [grpc, rest].into_iter().flatten().filter_map(Result::err);
+                return Err(Failure::unreached(unreachable(errors)));
+            }
+        };
+        self.lock().found.insert(node.clone(), transport);
+        Ok(Way { transport, members })
+    }
+
+    /// Tries gRPC, and beside it REST once gRPC has failed or taken long.
+    async fn prove_both(&self, node: &Node) -> (Option<Proof>, Option<Proof>) {
+        let mut grpc = Box::pin(self.prove_grpc(node));
+        match timeout(GRPC_HEAD_START, &mut grpc).await {
+            Ok(Ok(members)) => (Some(Ok(members)), None),
+            Ok(Err(failure)) => (Some(Err(failure)), Some(self.prove_rest(node).await)),
+            Err(_) => {
+                let (grpc, rest) = tokio::join!(grpc, self.prove_rest(node));
+                (Some(grpc), Some(rest))
             }
         }
     }
 
-    /// Tries gRPC, and beside it REST once gRPC has failed or taken long.
-    async fn prove_both(&self, node: &Node) -> (Proof, Option<Proof>) {
-        let mut grpc = Box::pin(within(self.grpc.call(node, &call::Members, PROVE_TIMEOUT)));
-        match timeout(GRPC_HEAD_START, &mut grpc).await {
-            Ok(Ok(members)) => (Ok(members), None),
-            Ok(Err(failure)) => (Err(failure), Some(within(self.rest.call(node, &call::Members)).await)),
-            Err(_) => {
-                let (grpc, rest) = tokio::join!(grpc, within(self.rest.call(node, &call::Members)));
-                (grpc, Some(rest))
-            }
+    async fn prove_grpc(&self, node: &Node) -> Proof {
+        within(self.grpc.call(node, &call::Members, PROVE_TIMEOUT)).await
+    }
+
+    async fn prove_rest(&self, node: &Node) -> Proof {
+        within(self.rest.call(node, &call::Members)).await
+    }
+
+    /// Begins to probe gRPC at `node`, unless that goes on already.
+    fn probe(self: &Arc<Self>, node: &Node) {
+        if self.lock().probed.insert(node.clone()) {
+            tokio::spawn(find_back(Arc::downgrade(self), node.clone()));
         }
     }
 
     fn known(&self, node: &Node) -> Option<Transport> {
-        self.lock().get(node).copied()
+        self.lock().found.get(node).copied()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Node, Transport>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ways> {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -214,14 +237,10 @@ async fn within(attempt: impl Future<Output = Result<wire::MembersResponse, Fail
 }
 
 /// Nothing was sent but a read, so nothing happened.
-fn unreachable(grpc: &Error, rest: Option<&Failure>) -> Error {
-    let why = match rest {
-        Some(rest) if rest.error.to_string() != grpc.to_string() => {
-            format!("{grpc} (and over rest: {})", rest.error)
-        }
-        _ => grpc.to_string(),
-    };
-    Error::new(Code::Unavailable, why)
+fn unreachable(errors: impl Iterator<Item = Failure>) -> Error {
+    let mut why: Vec<String> = errors.map(|failure| failure.error.to_string()).collect();
+    why.dedup();
+    Error::new(Code::Unavailable, why.join(" (and over rest: ") + if why.len() > 1 { ")" } else { "" })
 }
 
 /// Probes gRPC at a node that only REST reaches, until it works, or nobody cares any more.
@@ -230,13 +249,17 @@ async fn find_back(wire: Weak<Wire>, node: Node) {
         tokio::time::sleep(RETURN_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
         let Some(wire) = wire.upgrade() else { return };
         if wire.known(&node) != Some(Transport::Rest) {
+            wire.lock().probed.remove(&node);
             return;
         }
         // A connection that was swallowed once may hang for ever: each probe takes its own.
         wire.grpc.forget(&node);
-        if within(wire.grpc.call(&node, &call::Members, PROVE_TIMEOUT)).await.is_ok() {
+        if wire.prove_grpc(&node).await.is_ok() {
             tracing::info!(node = %node.grpc, "grpc gets through again");
-            wire.lock().insert(node, Transport::Grpc);
+            let mut ways = wire.lock();
+            ways.probed.remove(&node);
+            ways.found.insert(node, Transport::Grpc);
+            drop(ways);
             wire.returned.send_modify(|count| *count += 1);
             return;
         }
