@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     load::{Load, Shot, assert_none_failed},
     support::{
-        PATIENCE, balancers, eventually, follower, instance_of, leader, options, put, request, rests,
+        PATIENCE, balancers, eventually, follower, instance_of, leader, metric, options, put, request, rests,
         with_cluster,
     },
 };
@@ -82,6 +82,7 @@ fn requests_go_on_without_a_leader_without_a_follower_and_without_any_registry()
 fn a_killed_backend_fails_no_request_and_leaves_the_rotation() {
     with_cluster(options("backend_faults"), async |cluster| {
         let gone = instance_of(cluster, "backend-2");
+        let failures = "balancer_upstream_connect_failures_total";
         under_load(cluster, "kill -9 of a backend", async |load| {
             cluster.kill("backend-2").await.expect("it ran");
             load.go_on(2).await;
@@ -89,6 +90,10 @@ fn a_killed_backend_fails_no_request_and_leaves_the_rotation() {
             ready_endpoints(cluster, 2, Duration::from_secs(12)).await;
         })
         .await;
+        for url in balancers(cluster) {
+            let tried = metric(&url, failures).await;
+            assert!(tried <= 3.0, "{url} tried {tried} times to reach one that is dead");
+        }
         back(cluster, &["backend-2"]).await;
         ready_endpoints(cluster, 3, PATIENCE).await;
         under_load(cluster, "a backend that came back", async |load| {

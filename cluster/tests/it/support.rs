@@ -153,3 +153,12 @@ pub async fn put(rest: &str, id: &str, url: &str, ttl_ms: u64) {
     })
     .await;
 }
+
+/// The sum over all series of one metric in the exposition at `url`.
+pub async fn metric(url: &str, name: &str) -> f64 {
+    let (_, body) = request(Method::GET, &format!("{url}/metrics"), None).await.expect("a scrape");
+    let text = String::from_utf8_lossy(&body);
+    let of_name = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+    let value = |line: &str| line.rsplit_once(' ')?.1.parse::<f64>().ok();
+    text.lines().filter(of_name).filter_map(value).sum()
+}
