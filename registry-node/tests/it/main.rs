@@ -1,0 +1,8 @@
+//! The node as its clients meet it: real processes, real sockets, every promise of the wire contract.
+
+mod contract;
+mod failover;
+mod malformed;
+mod node;
+mod original;
+mod wire;

@@ -1,0 +1,174 @@
+//! Starts real nodes on free ports of this machine and waits until they serve; ends them with the test.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::wire;
+
+/// How long anything may take that is not bounded by a promise, on a machine that is busy compiling.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Clusters run one after another: two at once would fight over two cores and test the scheduler.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// One node's process, and what it takes to start it again.
+pub struct Node {
+    /// `http://HOST:PORT`.
+    pub rest: String,
+    /// `http://HOST:PORT`.
+    pub grpc: String,
+    args: Vec<String>,
+    log: PathBuf,
+    process: Option<Child>,
+}
+
+/// Nodes 1..=N, a directory for each, and this test's turn.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    _dir: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Starts `count` nodes with further flags, and waits until each serves.
+    pub async fn start(count: usize, flags: &[&str]) -> Cluster {
+        let turn = TURN.lock().await;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let ports = free_ports(3 * count);
+        let peer = |index: usize| format!("127.0.0.1:{}", ports[3 * index + 2]);
+        let members: Vec<String> = (0..count).map(|index| format!("{}={}", index + 1, peer(index))).collect();
+        let node = |index: usize| {
+            let (rest, grpc) = (ports[3 * index], ports[3 * index + 1]);
+            let mut args = vec!["--id".to_owned(), (index + 1).to_string()];
+            let path = dir.path().join(format!("node-{}", index + 1));
+            args.extend(["--dir".to_owned(), path.display().to_string()]);
+            args.extend(["--rest".to_owned(), format!("127.0.0.1:{rest}")]);
+            args.extend(["--grpc".to_owned(), format!("127.0.0.1:{grpc}")]);
+            args.extend(["--peer".to_owned(), peer(index), "--members".to_owned(), members.join(",")]);
+            args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+            let log = dir.path().join(format!("node-{}.log", index + 1));
+            let (rest, grpc) = (format!("http://127.0.0.1:{rest}"), format!("http://127.0.0.1:{grpc}"));
+            Node { rest, grpc, args, log, process: None }
+        };
+        let mut cluster = Cluster { nodes: (0..count).map(node).collect(), _dir: dir, _turn: turn };
+        cluster.nodes.iter_mut().for_each(Node::spawn);
+        cluster.wait_ready().await;
+        cluster
+    }
+
+    /// Waits until every running node answers linearizable reads.
+    pub async fn wait_ready(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| node.process.is_some()) {
+            node.wait_ready().await;
+        }
+    }
+
+    /// The index of the leader, once all running nodes agree on one that is running.
+    pub async fn leader(&mut self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut leaders = Vec::new();
+            for node in self.nodes.iter().filter(|node| node.process.is_some()) {
+                leaders.push(node.leader().await);
+            }
+            if let Some(Some(leader)) = leaders.first().cloned()
+                && leaders.iter().all(|other| other.as_ref() == Some(&leader))
+                && let Some(index) =
+                    self.nodes.iter().position(|node| node.rest == leader && node.process.is_some())
+            {
+                return index;
+            }
+            assert!(Instant::now() < deadline, "no leader: {leaders:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The index of some follower.
+    pub async fn follower(&mut self) -> usize {
+        (self.leader().await + 1) % self.nodes.len()
+    }
+}
+
+impl Node {
+    /// Starts the process; its log goes on where the last one's ended.
+    pub fn spawn(&mut self) {
+        let log = File::options().create(true).append(true).open(&self.log).expect("the log can be written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_registry-node"));
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.process = Some(command.spawn().expect("the binary starts"));
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("it is ours");
+            process.wait().expect("it is ours");
+        }
+    }
+
+    /// Waits until it answers linearizable reads; with its log if it never does.
+    pub async fn wait_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_ready().await {
+            let exited = self.process.as_mut().and_then(|process| process.try_wait().ok()).flatten();
+            assert!(exited.is_none() && Instant::now() < deadline, "{exited:?}: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Memory in use, in bytes.
+    pub fn resident_bytes(&self) -> usize {
+        let pid = self.process.as_ref().expect("it runs").id();
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("it runs");
+        let pages: usize = statm.split(' ').nth(1).expect("the second field").parse().expect("a number");
+        pages * 4096
+    }
+
+    /// Where its peers connect: `http://HOST:PORT`.
+    pub fn peer(&self) -> String {
+        let flag = self.args.iter().position(|arg| arg == "--peer").expect("every node has one");
+        format!("http://{}", self.args[flag + 1])
+    }
+
+    async fn is_ready(&self) -> bool {
+        wire::try_call("GET", &format!("{}/readyz", self.rest), "")
+            .await
+            .is_ok_and(|reply| reply.status == 200)
+    }
+
+    /// The REST URL of the leader as this node knows it.
+    async fn leader(&self) -> Option<String> {
+        let reply = wire::try_call("GET", &format!("{}/v1/status", self.rest), "").await.ok()?;
+        let leader = reply.json()["header"]["leader"]["rest"].clone();
+        if let Value::String(leader) = leader { Some(leader) } else { None }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.log());
+        }
+        self.kill();
+    }
+}
+
+/// Ports nobody listens on now. Another process may take one before we do; then the node says so and the test
+/// fails, which is rare and clear.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+}
