@@ -13,6 +13,8 @@ pub mod metrics;
 pub mod registry;
 mod run;
 pub mod storage;
+#[cfg(test)]
+mod tidy;
 pub mod watch;
 
 pub use config::Args;

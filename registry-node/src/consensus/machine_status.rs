@@ -78,9 +78,14 @@ impl Consensus {
         let (instances, catalog_hash, revision) = self.0.hub.read(|c| (c.len(), c.hash(), c.revision()));
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let not_ready = match (self.caught_up(), self.lead()) {
+        let lead = self.lead();
+        let age = self.age(&lead);
+        let not_ready = match (self.caught_up(), lead) {
             (Err(error), _) => Some(error.to_string()),
             (_, Lead::Nowhere) => Some("it knows no leader".into()),
+            _ if age > 2 * self.election_max() => {
+                Some(format!("it has not heard the leader for {} ms", age.as_millis()))
+            }
             _ => None,
         };
         NodeStatus {

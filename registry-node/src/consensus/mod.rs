@@ -275,7 +275,7 @@ impl Consensus {
     pub async fn propose(&self, proposal: Proposal, deadline: Instant) -> Result<Effect, Error> {
         loop {
             let attempt = match self.lead() {
-                Lead::Here { .. } => self.propose_here(proposal.clone()).await,
+                Lead::Here { .. } => bounded(deadline, self.propose_here(proposal.clone())).await,
                 Lead::Elsewhere { id, address } => {
                     self.0.peers.propose(id, &address, &proposal, deadline).await
                 }
@@ -367,14 +367,7 @@ impl Consensus {
     /// What goes with an answer about `revision`.
     pub fn header(&self, revision: u64, compact_revision: u64) -> Header {
         let lead = self.lead();
-        let age = match lead {
-            Lead::Here { .. } => Duration::ZERO,
-            _ => self
-                .0
-                .started
-                .elapsed()
-                .saturating_sub(Duration::from_millis(self.0.heard_ms.load(Ordering::Relaxed))),
-        };
+        let age = self.age(&lead);
         let leader = match lead {
             Lead::Here { .. } => self.members().into_iter().find(|member| member.id == self.0.id),
             Lead::Elsewhere { id, address } => Some(Member::new(id, address, Role::Leader)),
@@ -382,6 +375,16 @@ impl Consensus {
         };
         let (cluster_id, node_id) = (self.cluster_id(), self.0.id);
         Header { cluster_id, node_id, term: self.term(), revision, compact_revision, leader, age }
+    }
+
+    /// Since a leader was heard; zero on the leader.
+    fn age(&self, lead: &Lead) -> Duration {
+        let heard = Duration::from_millis(self.0.heard_ms.load(Ordering::Relaxed));
+        if matches!(lead, Lead::Here { .. }) {
+            Duration::ZERO
+        } else {
+            self.0.started.elapsed().saturating_sub(heard)
+        }
     }
 
     fn term(&self) -> u64 {
@@ -488,6 +491,15 @@ impl Consensus {
             }
         }
     }
+}
+
+/// A proposal's outcome, or that it is not known yet: an entry that was appended may still be committed.
+async fn bounded(
+    deadline: Instant,
+    outcome: impl Future<Output = Result<Effect, Error>>,
+) -> Result<Effect, Error> {
+    let late = || Error::Unknown { why: "no quorum has confirmed it in time".into() };
+    tokio::time::timeout_at(deadline, outcome).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Waits for a membership change and says what became of it.

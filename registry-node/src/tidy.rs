@@ -1,0 +1,85 @@
+//! Which folder may name which library: the map in README.md, held by a test.
+
+use std::{fs, path::Path};
+
+/// A library's crate name, and the only places that may name it.
+const HOMES: [(&str, &[&str]); 6] = [
+    ("openraft", &["consensus/"]),
+    ("sled", &["storage/"]),
+    ("axum", &["api/"]),
+    ("tonic", &["api/", "consensus/"]),
+    ("bincode", &["envelope.rs"]),
+    ("prometheus", &["metrics.rs", "api/"]),
+];
+
+#[test]
+fn every_library_stays_in_its_folder() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut strays = Vec::new();
+    visit(&root, &mut |path, text| {
+        let name = path.strip_prefix(&root).expect("below it").to_string_lossy().into_owned();
+        for (library, homes) in HOMES {
+            let at_home = homes.iter().any(|home| name.starts_with(home));
+            if !at_home && text.lines().any(|line| names(line, library)) {
+                strays.push(format!("{name} names {library}, which belongs to {homes:?}"));
+            }
+        }
+    });
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+/// The pure cores: no clock, no task, no socket, no wire.
+#[test]
+fn the_cores_are_pure() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let impure = ["tokio", "Instant::now()", "SystemTime", "fastrand", "proto", "HashMap", "HashSet"];
+    // Only what is replicated must not depend on the order of a hash map.
+    for (core, impure) in
+        [("catalog", &impure[..]), ("lease/lessor", &impure[..5]), ("watch/history", &impure[..])]
+    {
+        let mut strays = Vec::new();
+        let mut look = |path: &Path, text: &str| {
+            let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            strays.extend(
+                lines
+                    .filter(|line| impure.iter().any(|word| names(line, word)))
+                    .map(|line| format!("{path:?}: {line}")),
+            );
+        };
+        match root.join(core) {
+            folder if core == "catalog" => visit(&folder, &mut look),
+            file => {
+                let file = file.with_extension("rs");
+                look(&file, &fs::read_to_string(&file).expect("readable"));
+            }
+        }
+        assert!(strays.is_empty(), "{strays:#?}");
+    }
+}
+
+/// Whether `line` uses the crate or item, not merely a word that contains its name, a comment or a string.
+fn names(line: &str, word: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.match_indices(word).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + word.len()..];
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '"' || c == '.')
+            && (after.starts_with("::")
+                || word.ends_with(')')
+                || (word.starts_with(char::is_uppercase) && !after.starts_with(char::is_alphanumeric)))
+    })
+}
+
+fn visit(folder: &Path, look: &mut impl FnMut(&Path, &str)) {
+    for entry in fs::read_dir(folder).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            visit(&path, look);
+        } else if path.extension().is_some_and(|e| e == "rs")
+            && !path.ends_with("tidy.rs")
+            && !path.ends_with("tests.rs")
+        {
+            look(&path, &fs::read_to_string(&path).expect("readable"));
+        }
+    }
+}
