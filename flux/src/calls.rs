@@ -19,8 +19,8 @@ use crate::transport::call::Call;
 use crate::transport::{Failure, Transport, Wire};
 use crate::{Answer, Error};
 
-/// How long one node may keep a call that another could answer. Three nodes, two of them mute, fit into the
-/// default limit of 5 s.
+/// How long one node may keep a call that another could answer, unless half of the call's limit is less. Three
+/// nodes, two of them mute, fit into the default limit of 5 s.
 const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 
 /// The wait after every node was asked in vain: an election takes about half a second.
@@ -103,7 +103,8 @@ impl Calls {
                 sleep(wait).await;
                 continue;
             };
-            match self.attempt(&node, &call, deadline).await {
+            let share = if call.repeatable() { ATTEMPT_MAX.min(limit / 2) } else { limit };
+            match self.attempt(&node, &call, share, deadline).await {
                 Ok(reply) => return Ok(answer::<C>(reply)),
                 Err(failure) if moves_on(&failure.error, &call) => trail.note(node, failure.error),
                 Err(failure) => return Err(trail.end::<C>(failure.error)),
@@ -123,8 +124,14 @@ impl Calls {
         Ok(way.transport)
     }
 
-    async fn attempt<C: Call>(&self, node: &Node, call: &C, deadline: Instant) -> Result<C::Reply, Failure> {
-        let result = self.send(node, call, deadline).await;
+    async fn attempt<C: Call>(
+        &self,
+        node: &Node,
+        call: &C,
+        share: Duration,
+        deadline: Instant,
+    ) -> Result<C::Reply, Failure> {
+        let result = self.send(node, call, share, deadline).await;
         let now = Instant::now();
         let mut nodes = self.nodes();
         match &result {
@@ -141,12 +148,17 @@ impl Calls {
         result
     }
 
-    async fn send<C: Call>(&self, node: &Node, call: &C, deadline: Instant) -> Result<C::Reply, Failure> {
+    async fn send<C: Call>(
+        &self,
+        node: &Node,
+        call: &C,
+        share: Duration,
+        deadline: Instant,
+    ) -> Result<C::Reply, Failure> {
         let late = || Failure::unreached(Error::new(Code::Unavailable, "no time left to connect"));
         let transport = timeout_at(deadline, self.way(node)).await.unwrap_or_else(|_| Err(late()))?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let limit = if call.repeatable() { left.min(ATTEMPT_MAX) } else { left };
-        self.wire.call(node, transport, call, limit).await
+        self.wire.call(node, transport, call, left.min(share)).await
     }
 
     fn next<C: Call>(&self, tried: &[Node]) -> Option<Node> {

@@ -98,12 +98,10 @@ impl Nodes {
     }
 
     /// All nodes for a watch, which any node can serve: beginning at the `turn`-th configured one, so that
-    /// watchers spread, and with `left` at the end.
+    /// watchers spread. The node just `left` comes after all others that do not rest.
     pub(crate) fn order_for_watch(&self, turn: usize, left: Option<&Node>, now: Instant) -> Vec<Node> {
         let mut order = self.ranked(std::iter::empty(), turn, now);
-        if let Some(at) = left.and_then(|left| order.iter().position(|node| node == left)) {
-            order[at..].rotate_left(1);
-        }
+        order.sort_by_key(|node| (self.rests_until(node, now), Some(node) == left));
         order
     }
 
@@ -155,8 +153,12 @@ impl Nodes {
                 order.push(node.clone());
             }
         }
-        order.sort_by_key(|node| self.resting.get(node).map(|rest| rest.until).filter(|until| *until > now));
+        order.sort_by_key(|node| self.rests_until(node, now));
         order
+    }
+
+    fn rests_until(&self, node: &Node, now: Instant) -> Option<Instant> {
+        self.resting.get(node).map(|rest| rest.until).filter(|until| *until > now)
     }
 }
 

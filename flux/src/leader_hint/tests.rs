@@ -120,13 +120,16 @@ fn members_are_learned_and_the_configured_are_never_forgotten() {
 #[test]
 fn watches_spread_and_leave_a_node_for_another() {
     let node = |name: &str| Node::parse(name).expect("an endpoint");
-    let nodes = Nodes::new(vec![node("a:1"), node("b:1"), node("c:1")]);
-    let order = |turn, left: Option<&Node>| {
-        let order = nodes.order_for_watch(turn, left, Instant::now());
+    let mut nodes = Nodes::new(vec![node("a:1"), node("b:1"), node("c:1")]);
+    let now = Instant::now();
+    let order = |nodes: &Nodes, turn, left: Option<&Node>| {
+        let order = nodes.order_for_watch(turn, left, now);
         order.iter().map(|n| n.rest.to_string()).collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(order(1, None), "http://b:1 http://c:1 http://a:1");
-    assert_eq!(order(4, Some(&node("b:1"))), "http://c:1 http://a:1 http://b:1");
+    assert_eq!(order(&nodes, 1, None), "http://b:1 http://c:1 http://a:1");
+    assert_eq!(order(&nodes, 4, Some(&node("b:1"))), "http://c:1 http://a:1 http://b:1");
+    nodes.failed(&node("c:1"), now);
+    assert_eq!(order(&nodes, 4, Some(&node("b:1"))), "http://a:1 http://b:1 http://c:1");
 }
 
 #[test]
