@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::history::{Call, F, History, Kind, Phase};
 
+/// Fewer calls than this say nothing about a share.
+const TRIED_MIN: u64 = 50;
+
 /// The gates that the run missed, in words.
 pub fn missed(history: &History, calls: &[Call], uncovered: u64) -> Vec<String> {
     let gates = &history.header.gates;
@@ -92,7 +95,7 @@ fn under_faults(history: &History, calls: &[Call]) -> Option<String> {
         |call: &&Call| windows.iter().any(|(from, until)| (*from..=*until).contains(&call.invoked()));
     let tried = calls.iter().filter(within).count() as u64;
     let ok = calls.iter().filter(within).filter(|call| call.kind() == Kind::Ok).count() as u64;
-    (tried > 0 && ok * 100 < wanted * tried)
+    (tried >= TRIED_MIN && ok * 100 < wanted * tried)
         .then(|| format!("{ok} of {tried} calls succeeded while a majority was up, under {wanted} %"))
 }
 

@@ -42,15 +42,18 @@ impl<'a> Nemesis<'a> {
     }
 
     /// Installs and heals as scheduled; returns when everything is healed. The phase of faults begins now and ends
-    /// after `limit`.
+    /// after `limit`, or later by as much as a fault had to wait for somebody to hit: the others keep their distance.
     pub(super) async fn run(&mut self, schedule: &[Fault], limit: Duration) -> Result<(), cluster::Error> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         for fault in schedule {
             self.heal_until(began + fault.at).await?;
+            let planned = Instant::now();
             self.install(fault).await?;
+            began += planned.elapsed();
         }
         self.heal_until(began + limit).await?;
         while let Some(fault) = self.next_heal() {
+            sleep_until(self.open[&fault].0).await;
             self.heal(fault).await?;
         }
         Ok(())

@@ -121,7 +121,7 @@ impl Rest {
 
     /// The term it leads in, if the node says that it leads.
     pub(super) async fn leads(&self) -> Result<Option<u64>, Trouble> {
-        let answer: Answer = self.call(Method::GET, "/v1/status", None, self.call_timeout).await?;
+        let answer: Status = self.call(Method::GET, "/v1/status", None, self.call_timeout).await?;
         Ok((answer.role == "LEADER").then_some(answer.header.term))
     }
 
@@ -212,7 +212,7 @@ fn problem(status: StatusCode, body: &[u8]) -> Trouble {
     }
 }
 
-/// Proto3 JSON of every answer, its fields together: absent ones are empty.
+/// Proto3 JSON of the answers to writes and reads, their fields together: absent ones are empty.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Answer {
@@ -220,6 +220,12 @@ struct Answer {
     instance: Option<Instance>,
     instances: Vec<Instance>,
     found: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    header: Header,
     role: String,
 }
 
