@@ -118,10 +118,9 @@ pub fn to_upstream(headers: &mut HeaderMap, arrival: Arrival<'_>) {
     strip_hop_by_hop(headers);
     headers.remove(header::EXPECT);
     headers.remove(HTTP2_SETTINGS);
-    if let Some(authority) = arrival.uri.authority().map(strip_userinfo) {
-        if let Ok(host) = HeaderValue::from_str(authority) {
-            headers.insert(header::HOST, host);
-        }
+    let authority = arrival.uri.authority().map(strip_userinfo);
+    if let Some(Ok(host)) = authority.map(HeaderValue::from_str) {
+        headers.insert(header::HOST, host);
     }
     if let Some(host) = headers.get(header::HOST).cloned() {
         headers.entry(X_FORWARDED_HOST).or_insert(host);
@@ -245,10 +244,10 @@ fn identify(headers: &mut HeaderMap, fresh: u128) {
         !v.is_empty() && v.len() <= REQUEST_ID_BYTES_MAX && v.as_bytes().iter().all(u8::is_ascii_graphic)
     };
     let mut ids = headers.get_all(X_REQUEST_ID).iter();
-    if let (Some(id), None) = (ids.next(), ids.next()) {
-        if is_good(id) {
-            return;
-        }
+    if let (Some(id), None) = (ids.next(), ids.next())
+        && is_good(id)
+    {
+        return;
     }
     let id = uuid::Builder::from_random_bytes(fresh.to_ne_bytes()).into_uuid();
     let id = HeaderValue::from_str(id.as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));

@@ -55,7 +55,7 @@ impl Upstreams {
     /// None yet.
     pub fn new(limits: &Limits) -> Upstreams {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(limits.buffer_bytes_max);
+        builder.max_header_size(limits.buffer_bytes_max).max_buf_size(limits.buffer_bytes_max);
         Upstreams {
             kept: RefCell::default(),
             builder,

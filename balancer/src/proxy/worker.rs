@@ -232,6 +232,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, sto
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(worker.limits.keep_alive)
+        .max_header_size(worker.limits.buffer_bytes_max)
         .max_buf_size(worker.limits.buffer_bytes_max);
     let service = service_fn(move |request| {
         let (worker, phase) = (worker.clone(), phase.clone());

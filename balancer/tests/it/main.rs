@@ -1,6 +1,8 @@
 //! The real balancer process over real sockets, against small backends in this process and a registry that
 //! speaks only the wire.
 
+#![allow(clippy::unwrap_used)] // Tests may be blunt.
+
 mod backend;
 mod balancer;
 mod bodies;

@@ -58,7 +58,8 @@ async fn malformed_requests_are_refused_and_service_goes_on() {
         }
         let answer = client::raw(lb.http, &bytes).await;
         let start = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{start:?} got {answer:?}");
+        let got = &answer[..answer.len().min(60)];
+        assert!(got.starts_with(&format!("HTTP/1.1 {status}")), "{start:?} got {got:?}");
     }
     assert_eq!(backends[0].requests(), 0);
     assert_eq!(client::get(lb.http, "/").await.unwrap().status, 200);

@@ -115,7 +115,7 @@ async fn a_new_backend_takes_traffic_within_a_second_and_a_gone_one_none() {
             "gone" => registry.deregister("b1"),
             status => registry.put("b1", &fresh.url(), status),
         }
-        tokio::time::sleep(Duration::from_millis(250)).await; // The promise: none after this.
+        eventually("it is out of rotation", async || lb.endpoint("b1", "in_rotation").await != true).await;
         let before = fresh.requests();
         for _ in 0..10 {
             assert_eq!(instance(lb.http).await, "b0");

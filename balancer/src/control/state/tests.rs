@@ -1,4 +1,5 @@
 use expect_test::{Expect, expect};
+use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::*;
 
@@ -350,4 +351,86 @@ fn load_and_key_survive_what_does_not_move_an_endpoint() {
     assert!(Arc::ptr_eq(&pool.entries()[0].endpoint, &first));
     assert_eq!((pool.entries()[0].weight, pool.entries()[0].endpoint.in_flight()), (7, 1));
     assert!(state.take_pool().is_none());
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put(u8, bool),
+    Gone(u8),
+    Reset(Vec<u8>),
+    Answer(u8, u8),
+    Fail(u8, u8),
+    Wait(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let id = 0u8..5;
+    prop_oneof![
+        2 => (id.clone(), any::<bool>()).prop_map(|(id, drains)| Op::Put(id, drains)),
+        1 => id.clone().prop_map(Op::Gone),
+        1 => prop::collection::vec(id.clone(), 1..5).prop_map(Op::Reset),
+        4 => (id.clone(), 0u8..3).prop_map(|(id, kind)| Op::Answer(id, kind)),
+        4 => (id, 0u8..4).prop_map(|(id, kind)| Op::Fail(id, kind)),
+        2 => prop_oneof![Just(50), Just(400), Just(6000)].prop_map(Op::Wait),
+    ]
+}
+
+proptest! {
+    /// Against the plain list of what is registered and drains: whatever probes and requests say, the pool
+    /// holds exactly the registered, nobody who drains takes requests, and somebody does if anybody may.
+    #[test]
+    fn the_pool_is_what_is_registered(ops in prop::collection::vec(op(), 1..120)) {
+        let mut state = State::new(Policy::default());
+        let mut model: BTreeMap<String, bool> = BTreeMap::new();
+        let mut tickets: BTreeMap<String, Ticket> = BTreeMap::new();
+        let (mut rng, mut now) = (fastrand::Rng::with_seed(1), Instant::now());
+        let name = |id: u8| format!("i{id}");
+        for (revision, op) in (1u64..).zip(ops) {
+            match op {
+                Op::Put(id, drains) => {
+                    let intent = if drains { Intent::Drain } else { Intent::Serve };
+                    let put = Event::Put(Record { intent, ..record(&name(id), None) });
+                    state.apply(Change::Events { revision, events: vec![put] }, now);
+                    model.insert(name(id), drains);
+                }
+                Op::Gone(id) => {
+                    let events = vec![Event::Gone(name(id))];
+                    state.apply(Change::Events { revision, events }, now);
+                    model.remove(&name(id));
+                }
+                Op::Reset(ids) => {
+                    let records = ids.iter().map(|&id| record(&name(id), None)).collect();
+                    state.apply(Change::Reset { revision, records }, now);
+                    model = ids.into_iter().map(|id| (name(id), false)).collect();
+                }
+                Op::Answer(id, kind) => {
+                    let result = match kind {
+                        0 => ProbeResult::Healthy,
+                        1 => ProbeResult::Unhealthy("bad".into()),
+                        _ => ProbeResult::Refused,
+                    };
+                    if let Some(ticket) = tickets.get(&name(id)) {
+                        state.probed(ticket, result, now, &mut rng);
+                    }
+                }
+                Op::Fail(id, kind) => {
+                    let kinds = [Failure::Refused, Failure::Unreachable, Failure::Broke, Failure::Reset];
+                    if let Some(member) = state.members.get(&name(id)) {
+                        let endpoint = member.endpoint.key;
+                        state.report(Report { endpoint, failure: kinds[usize::from(kind)], began: now }, now);
+                    }
+                }
+                Op::Wait(ms) => now += Duration::from_millis(ms),
+            }
+            state.tick(now);
+            for order in state.due(now) {
+                tickets.insert(order.endpoint.id.to_string(), order.ticket);
+            }
+            let pool = state.pool();
+            let ids: Vec<String> = pool.entries().iter().map(|e| e.endpoint.id.to_string()).collect();
+            prop_assert_eq!(&ids, &model.keys().cloned().collect::<Vec<_>>());
+            prop_assert!(pool.rotation().all(|e| !model[&*e.endpoint.id]));
+            prop_assert_eq!(pool.rotation_len() > 0, model.values().any(|drains| !drains));
+        }
+    }
 }
