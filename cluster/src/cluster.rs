@@ -293,6 +293,9 @@ impl Cluster {
     }
 
     async fn bring_up_group(&self, specs: &[&ProcessSpec], what: &str) -> Result<(), Error> {
+        if specs.is_empty() {
+            return Ok(());
+        }
         (self.progress)(what);
         for spec in specs {
             self.spawn(&spec.name)?;

@@ -58,6 +58,18 @@ fn requests_go_on_without_a_leader_without_a_follower_and_without_any_registry()
         })
         .await;
 
+        let led = leader(cluster).await;
+        under_load(cluster, "a leader that is paused and comes back", async |load| {
+            cluster.pause(&led).await.expect("it ran");
+            eventually("another node leads", PATIENCE, async || {
+                cluster.leader().await.expect("readable").filter(|now| *now != led)
+            })
+            .await;
+            cluster.resume(&led).await.expect("it was paused");
+            load.go_on(1).await;
+        })
+        .await;
+
         let follows = follower(cluster).await;
         under_load(cluster, "kill -9 of a follower", async |load| {
             cluster.kill(&follows).await.expect("it ran");

@@ -126,7 +126,11 @@ fn a_wiped_node_refuses_to_start_and_says_how_to_replace_it() {
         cluster.start(&wiped).await.expect("it was down");
         match cluster.wait_ready_of(&[&wiped]).await {
             Err(Error::Died { tail, .. }) => {
-                assert!(tail.contains("replace"), "no word about replacing:\n{tail}")
+                let says = tail.to_lowercase();
+                assert!(
+                    says.contains("replace") && says.contains("new id"),
+                    "no word about replacing:\n{tail}"
+                );
             }
             other => panic!("it should have ended by itself: {other:?}"),
         }
