@@ -27,7 +27,7 @@ pub struct Problem {
     had_no_effect: bool,
     /// Where the same call is answered without a detour.
     #[serde(skip_serializing_if = "Option::is_none")]
-    leader: Option<Leader>,
+    leader: Option<Box<Leader>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,7 +43,8 @@ impl Problem {
         Problem {
             retryable: error.is_retryable(),
             had_no_effect: error.had_no_effect(),
-            leader: leader.map(|leader| Leader { grpc: leader.grpc.clone(), rest: leader.rest.clone() }),
+            leader: leader
+                .map(|leader| Box::new(Leader { grpc: leader.grpc.clone(), rest: leader.rest.clone() })),
             ..Problem::refused(wire.http, error.code(), wire.title, error.to_string())
         }
     }

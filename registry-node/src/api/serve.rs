@@ -1,14 +1,16 @@
 //! Carries connections: accepts, guards, and lets go.
 //!
 //! Both protocols come on one port: a connection that begins with HTTP/2's preface is HTTP/2, any other is
-//! HTTP/1.1. Every wait for a client has an end: for its first bytes, for a request's head, for an answer to a
-//! ping. When this node stops, connections are told, finish what they are at, and are dropped after a grace.
+//! HTTP/1.1. Every wait for a client has an end: for its first bytes, for its first request's head, for its next
+//! request, for an answer to a ping. When this node stops, connections are told, finish what they are at, and are dropped after a grace.
 
 use std::convert::Infallible;
+use std::future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,6 +35,10 @@ use crate::config::Limits;
 
 /// How HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long an HTTP/1.1 connection may wait for its next request. Beyond the 90 s after which common clients close
+/// an idle connection themselves: if it were the heartbeat's interval, their request would meet our close.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// HTTP/2 pings of an idle connection, and how long their answers may take: a dead peer is noticed in 7 s.
 const PING_EVERY: Duration = Duration::from_secs(4);
@@ -100,16 +106,20 @@ async fn carry(
         debug!(%peer, "a connection ended before its first request");
         return;
     };
+    // HTTP/2 has its pings to notice a dead peer; an HTTP/1.1 client has to ask something.
+    let asked = AtomicBool::new(stream.is_http2());
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(Connection { peer, stop: stop.clone() });
         let answer = router.clone().oneshot(request.map(Body::new));
         async move { Ok::<Response, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });
     let http = builder(&limits);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let ended = match stop.run_until_cancelled(connection.as_mut()).await {
-        Some(ended) => ended,
-        None => {
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = still_silent(&asked, limits.head_timeout) => return,
+        () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             timeout(GRACE, connection).await.unwrap_or(Ok(()))
         }
@@ -119,11 +129,19 @@ async fn carry(
     }
 }
 
+/// Returns after `wait` if nothing has been asked by then; otherwise never.
+async fn still_silent(asked: &AtomicBool, wait: Duration) {
+    sleep(wait).await;
+    if asked.load(Ordering::Relaxed) {
+        future::pending::<()>().await;
+    }
+}
+
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+        .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(limits.head_bytes_max);
     http.http2()
         .timer(TokioTimer::new())
@@ -152,6 +170,12 @@ struct Begun {
     /// How much of `read` has been handed out.
     taken: usize,
     stream: TcpStream,
+}
+
+impl Begun {
+    fn is_http2(&self) -> bool {
+        self.read.starts_with(PREFACE)
+    }
 }
 
 impl AsyncRead for Begun {

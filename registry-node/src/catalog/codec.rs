@@ -103,7 +103,7 @@ impl Catalog {
         let mut chunks = Chunks::default();
         chunks.push(&ItemV1::Header(HeaderV1::of(self)));
         for record in self.records() {
-            chunks.push(&ItemV1::Record(RecordV1::from(record.as_ref())));
+            chunks.push(&ItemV1::Record(Box::new(RecordV1::from(record.as_ref()))));
         }
         for (client, session) in self.sessions.iter() {
             let (used, forgotten) = (session.used, session.forgotten);
@@ -193,7 +193,7 @@ impl Restore {
             (ItemV1::Header(header), false) => self.header = Some(header),
             (ItemV1::Header(_), true) => return Err(RestoreError::Header { found: 2 }),
             (_, false) => return Err(RestoreError::Header { found: 0 }),
-            (ItemV1::Record(record), true) => self.take_record(record.try_into().map_err(broken)?),
+            (ItemV1::Record(record), true) => self.take_record((*record).try_into().map_err(broken)?),
             (ItemV1::Session { client, used, forgotten }, true) => {
                 self.sessions += 1;
                 self.catalog.sessions.insert(client, Session { used, forgotten, outcomes: BTreeMap::new() });
@@ -250,7 +250,7 @@ fn invalid(error: Invalid) -> envelope::Error {
 #[derive(Serialize, Deserialize)]
 enum ItemV1 {
     Header(HeaderV1),
-    Record(RecordV1),
+    Record(Box<RecordV1>),
     Session { client: String, used: u64, forgotten: u64 },
     Outcome { client: String, seq: u64, outcome: OutcomeV1 },
 }
@@ -274,7 +274,7 @@ struct ProposalV1 {
 
 #[derive(Serialize, Deserialize)]
 enum CommandV1 {
-    Register { spec: SpecV1, expected: Option<u64> },
+    Register { spec: Box<SpecV1>, expected: Option<u64> },
     Deregister { id: String, reg_rev: Option<u64> },
     SetStatus { id: String, status: StatusV1, reg_rev: Option<u64> },
     Expire { term: u64, victims: Vec<(String, u64)> },
@@ -328,9 +328,9 @@ enum StatusV1 {
 
 #[derive(Serialize, Deserialize)]
 enum OutcomeV1 {
-    Registered(RecordV1),
+    Registered(Box<RecordV1>),
     Deregistered { found: bool },
-    StatusSet(RecordV1),
+    StatusSet(Box<RecordV1>),
     Expired { ids: Vec<String> },
     FeatureLevel(u32),
     Refused(RefusalV1),
@@ -387,7 +387,7 @@ impl From<&Command> for CommandV1 {
     fn from(command: &Command) -> CommandV1 {
         match command {
             Command::Register { spec, expected } => {
-                CommandV1::Register { spec: spec.into(), expected: *expected }
+                CommandV1::Register { spec: Box::new(spec.into()), expected: *expected }
             }
             Command::Deregister { id, reg_rev } => {
                 CommandV1::Deregister { id: id.to_string(), reg_rev: *reg_rev }
@@ -408,7 +408,9 @@ impl TryFrom<CommandV1> for Command {
     type Error = Invalid;
     fn try_from(command: CommandV1) -> Result<Command, Invalid> {
         Ok(match command {
-            CommandV1::Register { spec, expected } => Command::Register { spec: spec.try_into()?, expected },
+            CommandV1::Register { spec, expected } => {
+                Command::Register { spec: (*spec).try_into()?, expected }
+            }
             CommandV1::Deregister { id, reg_rev } => Command::Deregister { id: id.try_into()?, reg_rev },
             CommandV1::SetStatus { id, status, reg_rev } => {
                 Command::SetStatus { id: id.try_into()?, status: status.into(), reg_rev }
@@ -515,9 +517,9 @@ impl From<StatusV1> for Status {
 impl From<&Outcome> for OutcomeV1 {
     fn from(outcome: &Outcome) -> OutcomeV1 {
         match outcome {
-            Outcome::Registered(record) => OutcomeV1::Registered(record.as_ref().into()),
+            Outcome::Registered(record) => OutcomeV1::Registered(Box::new(record.as_ref().into())),
             Outcome::Deregistered { found } => OutcomeV1::Deregistered { found: *found },
-            Outcome::StatusSet(record) => OutcomeV1::StatusSet(record.as_ref().into()),
+            Outcome::StatusSet(record) => OutcomeV1::StatusSet(Box::new(record.as_ref().into())),
             Outcome::Expired { ids } => {
                 OutcomeV1::Expired { ids: ids.iter().map(InstanceId::to_string).collect() }
             }
@@ -531,9 +533,9 @@ impl TryFrom<OutcomeV1> for Outcome {
     type Error = Invalid;
     fn try_from(outcome: OutcomeV1) -> Result<Outcome, Invalid> {
         Ok(match outcome {
-            OutcomeV1::Registered(record) => Outcome::Registered(Arc::new(record.try_into()?)),
+            OutcomeV1::Registered(record) => Outcome::Registered(Arc::new((*record).try_into()?)),
             OutcomeV1::Deregistered { found } => Outcome::Deregistered { found },
-            OutcomeV1::StatusSet(record) => Outcome::StatusSet(Arc::new(record.try_into()?)),
+            OutcomeV1::StatusSet(record) => Outcome::StatusSet(Arc::new((*record).try_into()?)),
             OutcomeV1::Expired { ids } => Outcome::Expired {
                 ids: ids.into_iter().map(InstanceId::new).collect::<Result<_, Invalid>>()?,
             },

@@ -165,8 +165,24 @@ async fn silent_connections_are_closed() {
             timeout(Duration::from_secs(25), stream.read_to_end(&mut answer)).await.map(|_| ())
         }));
     }
+    let mut idle = TcpStream::connect(address).await.expect("it listens");
+    ask(&mut idle).await;
     served(&cluster.nodes[0].rest).await;
     for wait in waits {
         wait.await.expect("no panic").expect("a silent connection was held open");
+    }
+    // Beats come every 10 s: a connection that waits for the next one is not closed under it.
+    ask(&mut idle).await;
+}
+
+async fn ask(connection: &mut TcpStream) {
+    connection.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it is open");
+    let mut answer = [0; 12];
+    let read = timeout(Duration::from_secs(5), connection.read_exact(&mut answer)).await;
+    read.expect("an answer in time").expect("it is open");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    let mut rest = Vec::with_capacity(1024);
+    while !rest.ends_with(b"ok\n") {
+        connection.read_buf(&mut rest).await.expect("it is open");
     }
 }
