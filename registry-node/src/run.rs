@@ -82,8 +82,9 @@ fn needs_a_person(error: &anyhow::Error) -> bool {
 async fn run(config: Config) -> anyhow::Result<()> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     tokio::spawn(stop_on_signal(stop.clone()));
-    let listen =
-        async |what, at| TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"));
+    let listen = async |what, at| {
+        TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"))
+    };
     let peer = listen("peers", config.peer).await?;
 
     let metrics = Arc::new(Metrics::new());
