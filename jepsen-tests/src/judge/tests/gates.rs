@@ -73,9 +73,32 @@ fn a_run_that_only_suffered_does_not() {
             no renew succeeded
             1 acknowledged calls per second before the first fault, under 2
             1 of 5 outcomes are unknown, over 10 %
-            0 of 2 calls succeeded while a majority was up, under 50 %
             the final call of line 8 is not ok: no outcome
             node-1 answered no final read of everything
+            node-3 answered no final read of everything"#]],
+    );
+}
+
+#[test]
+fn a_registry_that_stops_with_its_first_node_does_not_count() {
+    let refused: String =
+        (0..60).map(|at| format!("{}..{} register web-1 {at} = fail\n", 1100 + at, 1101 + at)).collect();
+    check(
+        &format!(
+            "
+            0..1 register web-1 100 = 1
+            2..3 register lease-1 101 ttl 3000 = 2
+            900..901 renew lease-1 2 = true
+            1000 kill leader 1 node-1 led node-1 installed
+            {refused}
+            2000 kill leader 1 node-1 led node-1 healed
+            "
+        ),
+        expect![[r#"
+            pause-one was not installed and healed
+            0 of 60 calls succeeded while a majority was up, under 50 %
+            node-1 answered no final read of everything
+            node-2 answered no final read of everything
             node-3 answered no final read of everything"#]],
     );
 }

@@ -101,7 +101,7 @@ fn accused(story: &Story) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
     fn nobody_accuses_a_right_registry(plans in prop::collection::vec(plan(), 1..14)) {
@@ -120,7 +120,9 @@ proptest! {
     ) {
         let mut lines = script_of(&plans);
         let reads: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains("read cas-1 = ")).collect();
-        prop_assume!(reads.len() > 1);
+        if reads.len() < 2 {
+            return Ok(());
+        }
         let (one, other) = (reads[one.index(reads.len())], reads[other.index(reads.len())]);
         let answer = lines[other].split_once(" = ").expect("a known read").1.to_owned();
         let asked = lines[one].split_once(" = ").expect("a known read").0.to_owned();

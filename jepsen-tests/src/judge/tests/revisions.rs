@@ -118,7 +118,7 @@ fn a_read_shows_the_catalog_of_its_revision() {
         6..7 read web-2 = nothing
         ",
         expect![[r#"
-            S3: line 7 did not find web-2 at 7000000 ns, it was there
+            S3: line 11 did not find web-2, which was there
             S3: line 8 lists revision 2 wrongly in 1 places: web-2 None where Record { value: Some(11), reg_rev: 2, mod_rev: 2 } was
             S3: line 9 lists revision 2 wrongly in 1 places: web-3 is extra
             S3: line 10 read web-2 at 2 as Some(Record { value: Some(10), reg_rev: 1, mod_rev: 1 }), it was Some(Record { value: Some(11), reg_rev: 2, mod_rev: 2 })
