@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::meter::Meter;
 use super::retry;
-use super::socket::Timer;
+use super::socket::{Phase, Timer};
 use super::upstream::Lease;
 use crate::report::Failure;
 
@@ -41,6 +41,7 @@ pub struct Upload(Option<Rc<RefCell<Source>>>);
 
 struct Source {
     incoming: Incoming,
+    phase: Phase,
     patience: Duration,
     timer: Timer,
     /// The attempt that may read; shares of earlier ones are void.
@@ -63,13 +64,14 @@ pub enum UploadFailure {
 }
 
 impl Upload {
-    /// Wraps a request's body. `patience` is for the client, from piece to piece.
-    pub fn new(incoming: Incoming, patience: Duration) -> Upload {
+    /// Wraps a request's body. `patience` is for the client, from piece to piece; `phase` is told of the end.
+    pub fn new(incoming: Incoming, phase: Phase, patience: Duration) -> Upload {
         if incoming.is_end_stream() {
             return Upload(None);
         }
         Upload(Some(Rc::new(RefCell::new(Source {
             incoming,
+            phase,
             patience,
             timer: Timer::default(),
             attempt: 0,
@@ -156,7 +158,10 @@ impl Source {
         self.waiting = false;
         self.touched = true;
         self.progress = Instant::now();
-        self.ended = piece.is_none() || self.incoming.is_end_stream();
+        if piece.is_none() || self.incoming.is_end_stream() {
+            self.ended = true;
+            self.phase.body_read();
+        }
         Poll::Ready(piece.map(|piece| {
             piece.map_err(|e| {
                 self.failed = Some(UploadFailure::Broken);

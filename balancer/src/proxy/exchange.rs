@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
@@ -37,6 +37,7 @@ pub async fn serve(
     client: IpAddr,
     request: Request<Incoming>,
 ) -> Response<Reply> {
+    phase.begin(!request.body().is_end_stream());
     let mut meter = Meter::begin(&worker, &phase, request.method(), route::ALL);
     match route::route(request.method(), request.uri()) {
         Routed::OwnMetrics => {
@@ -55,7 +56,7 @@ pub async fn serve(
         worker.metrics.refused.with_label_values(&["malformed"]).inc();
         return own(StatusCode::BAD_REQUEST, format!("Bad request: {why}"), meter);
     }
-    Exchange::new(&worker, client, request, meter).run().await
+    Exchange::new(&worker, phase, client, request, meter).run().await
 }
 
 /// What does not change from attempt to attempt.
@@ -97,7 +98,13 @@ struct Failed {
 }
 
 impl Exchange {
-    fn new(worker: &Rc<Worker>, client: IpAddr, mut request: Request<Incoming>, meter: Meter) -> Exchange {
+    fn new(
+        worker: &Rc<Worker>,
+        phase: Phase,
+        client: IpAddr,
+        mut request: Request<Incoming>,
+        meter: Meter,
+    ) -> Exchange {
         let protocol = headers::upgrade(request.method(), request.headers());
         let upgrade = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, incoming) = request.into_parts();
@@ -112,7 +119,7 @@ impl Exchange {
         headers::to_upstream(&mut parts.headers, arrival);
         Exchange {
             plan: Plan::new(&parts.method, session.key().is_some()),
-            upload: Upload::new(incoming, worker.limits.body_idle),
+            upload: Upload::new(incoming, phase, worker.limits.body_idle),
             worker: worker.clone(),
             meter,
             parts,
@@ -271,8 +278,11 @@ impl Exchange {
         }
         let mut meter = self.meter;
         let (mut head, incoming) = response.into_parts();
-        meter.answered(head.status);
+        let closes = meter.answered(head.status);
         headers::to_downstream(&mut head.headers);
+        if closes {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Session::Fresh(key) = &self.session {
             headers::set_session(&mut head.headers, key);
         }
@@ -306,9 +316,12 @@ fn passed(head: http::response::Parts, body: Reply) -> Response<Reply> {
 
 /// An answer of the balancer's own.
 fn own(status: StatusCode, text: impl Into<bytes::Bytes>, mut meter: Meter) -> Response<Reply> {
-    meter.answered(status);
+    let closes = meter.answered(status);
     let mut response = Response::new(Reply::own(text, Some(meter)));
     *response.status_mut() = status;
+    if closes {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response

@@ -29,9 +29,8 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A request's head is complete.
+    /// A request's head is complete, and `phase` has been told so.
     pub fn begin(worker: &Rc<Worker>, phase: &Phase, method: &http::Method, route: &'static str) -> Meter {
-        phase.begin();
         Meter {
             worker: worker.clone(),
             phase: phase.clone(),
@@ -62,9 +61,11 @@ impl Meter {
         }
     }
 
-    /// The client gets this status.
-    pub fn answered(&mut self, status: http::StatusCode) {
+    /// The client gets this status. Returns whether its connection must close then: some of the request's body
+    /// is still to come, and nobody will read it.
+    pub fn answered(&mut self, status: http::StatusCode) -> bool {
         self.status = status.as_u16();
+        self.phase.is_unread()
     }
 }
 

@@ -4,13 +4,14 @@
 //!   connection's first request), however slowly its bytes trickle in. Between requests the connection may
 //!   rest longer; that limit is the library's own.
 //! - A write has to make progress: a client that stops reading must not hold an endpoint's response for ever.
-//! - After a head that was refused, what the client is still sending is read and thrown away for a moment:
-//!   closing with unread bytes makes the kernel send a reset, and the client would never see the refusal.
+//! - When a head was refused or a request was answered before its body had come, what the client is still sending
+//!   is read and thrown away for a moment before closing: closing with unread bytes makes the kernel send a
+//!   reset, and the client would never see the answer.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// How long and how much is read after a refusal.
+/// How long and how much is read before closing.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -29,21 +30,42 @@ const BUSY: u8 = 2;
 /// Where a connection is between two requests. Shared by the socket and whoever serves the request, because
 /// only the latter knows when one begins and ends.
 #[derive(Clone)]
-pub struct Phase(Arc<AtomicU8>);
+pub struct Phase(Arc<State>);
+
+struct State {
+    phase: AtomicU8,
+    /// Whether some of the request's body is still to come.
+    unread: AtomicBool,
+}
 
 impl Phase {
-    /// A request's head is complete.
-    pub fn begin(&self) {
-        self.0.store(BUSY, Ordering::Relaxed);
+    /// A request's head is complete; a body follows, or not.
+    pub fn begin(&self, body_follows: bool) {
+        self.set(BUSY);
+        self.0.unread.store(body_follows, Ordering::Relaxed);
+    }
+
+    /// All of the body has been read.
+    pub fn body_read(&self) {
+        self.0.unread.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether some of the body is still to come. A connection with an answer before that must close after it.
+    pub fn is_unread(&self) -> bool {
+        self.0.unread.load(Ordering::Relaxed)
     }
 
     /// Its response has been handed over completely.
     pub fn end(&self) {
-        self.0.store(RESTING, Ordering::Relaxed);
+        self.set(RESTING);
+    }
+
+    fn set(&self, phase: u8) {
+        self.0.phase.store(phase, Ordering::Relaxed);
     }
 
     fn is(&self, phase: u8) -> bool {
-        self.0.load(Ordering::Relaxed) == phase
+        self.0.phase.load(Ordering::Relaxed) == phase
     }
 }
 
@@ -70,7 +92,8 @@ pub struct Socket {
 impl Socket {
     /// A connection just accepted: its first head is due.
     pub fn new(stream: TcpStream, patience: Patience) -> (Socket, Phase) {
-        let phase = Phase(Arc::new(AtomicU8::new(READING_HEAD)));
+        let state = State { phase: AtomicU8::new(READING_HEAD), unread: AtomicBool::new(false) };
+        let phase = Phase(Arc::new(state));
         let socket = Socket {
             stream,
             phase: phase.clone(),
@@ -86,7 +109,7 @@ impl Socket {
     /// What a read of `n` bytes means for the head's limit.
     fn note_read(&mut self, n: usize) {
         if n > 0 && self.phase.is(RESTING) {
-            self.phase.0.store(READING_HEAD, Ordering::Relaxed);
+            self.phase.set(READING_HEAD);
             self.head_until = Instant::now() + self.patience.head;
         }
     }
@@ -175,7 +198,7 @@ impl AsyncWrite for Socket {
         if self.linger.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.read_timer.stop();
-            if !self.phase.is(READING_HEAD) {
+            if !self.phase.is(READING_HEAD) && !self.phase.is_unread() {
                 return Poll::Ready(Ok(()));
             }
         }

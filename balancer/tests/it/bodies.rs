@@ -121,6 +121,11 @@ async fn an_early_answer_is_passed_on_and_its_connection_not_shared() {
     for _ in 0..3 {
         assert_eq!(client::get(lb.http, "/").await.unwrap().status, 200);
     }
+    // A client that writes first and reads then must find the answer, not a reset.
+    stream.write_all(&[b'x'; 100_000 - 4]).await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.expect("no reset");
+    assert!(rest.contains("connection: close") && rest.ends_with("too much"), "{rest}");
     assert_eq!(lb.endpoint("b0", "state").await, "up");
 }
 

@@ -65,14 +65,12 @@ async fn a_killed_backend_fails_no_get_and_is_back_soon_after_it_returns() {
     let (_registry, mut backends, lb) = system(3, &[]).await;
     let load = Load::start(&lb, 8);
     load.goes_on(300).await;
-    for round in 0..3 {
-        backends[round].kill();
+    for backend in &mut backends {
+        backend.kill();
         load.goes_on(300).await;
-        eventually("it is known to be down", async || {
-            lb.endpoint(&backends[round].id, "state").await == "down"
-        })
-        .await;
-        backends[round].revive();
+        eventually("it is known to be down", async || lb.endpoint(&backend.id, "state").await == "down")
+            .await;
+        backend.revive();
         let back = std::time::Instant::now();
         lb.rotates(&["b0", "b1", "b2"]).await;
         assert!(back.elapsed() < Duration::from_millis(1500), "back only after {:?}", back.elapsed());
