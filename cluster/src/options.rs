@@ -33,7 +33,7 @@ pub struct Options {
     pub env: BTreeMap<String, String>,
     /// The program that has the roles; `None`: the calling one, which then must call [`crate::role_main`].
     pub exe: Option<PathBuf>,
-    /// How long [`Cluster::wait_ready`] waits.
+    /// How long [`crate::Cluster::wait_ready`] waits.
     pub ready_within: Duration,
     /// Is told what happens, in lines for people.
     pub progress: fn(&str),
@@ -65,7 +65,7 @@ impl Default for Options {
 /// Whether processes end with their owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lifetime {
-    /// They end when the [`Cluster`] is dropped, and also when its process is killed.
+    /// They end when the [`crate::Cluster`] is dropped, and also when its process is killed.
     #[default]
     Owned,
     /// They run until they are stopped.
