@@ -18,7 +18,7 @@ use futures_util::{Stream, StreamExt};
 use prometheus::IntGauge;
 use proto::registry::v1 as wire;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
@@ -35,8 +35,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a poll over REST waits for news: as often as a stream would speak.
 const POLL_WAIT: Duration = Duration::from_secs(1);
 
-/// Between polls, so that a node which never waits is not asked in a spin.
-const POLL_GAP: Duration = Duration::from_millis(20);
+/// The least time from one poll to the next if the first brought nothing new: a node that cannot wait, as one
+/// whose catalog is still at revision 0, is not asked in a spin.
+const POLL_GAP: Duration = Duration::from_millis(250);
 
 /// A node that has not heard of a leader for so long may be cut off; another may know more.
 const AGE_MAX: Duration = Duration::from_secs(3);
@@ -260,7 +261,9 @@ impl Follower {
         let mut returned = self.calls.wire.returned();
         let mut _connected = None;
         loop {
+            let next = tokio::time::Instant::now() + POLL_GAP;
             let open = self.cursor.open(&self.service, &self.calls.name);
+            let held = open.after_revision;
             let polling = timeout(SILENCE_MAX, self.calls.wire.rest().poll(node, &open, POLL_WAIT));
             let messages = polling.await.map_err(|_| Left::node("the node does not answer"))??;
             _connected.get_or_insert_with(|| self.connected(Transport::Rest));
@@ -272,7 +275,9 @@ impl Follower {
             if news && self.calls.way(node).await? == Transport::Grpc {
                 return Err(Left { why: "grpc gets through again".into(), unreachable: false, stay: true });
             }
-            sleep(POLL_GAP).await;
+            if self.cursor.revision() == held {
+                sleep_until(next).await;
+            }
         }
     }
 

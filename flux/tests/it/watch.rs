@@ -208,3 +208,24 @@ async fn while_nobody_answers_nothing_is_told() {
     holder.until_holding(&catalog).await;
     assert_eq!(holder.resets, 1);
 }
+
+#[tokio::test]
+async fn an_empty_registry_is_not_polled_in_a_spin() {
+    let catalog = Catalog::new("c1");
+    let node = Node::start(&catalog).await;
+    let client = Client::builder([node.url()]).transport(Transport::Rest).build().expect("a client");
+    let mut holder = Holder::new(client.watch(None));
+    let first = soon("the first answer", holder.watch.next()).await;
+    assert_eq!(first, Update::Reset { revision: 0, instances: vec![] });
+    let before = node.knobs().answered;
+    let second = tokio::time::timeout(Duration::from_secs(1), async {
+        loop {
+            assert_eq!(holder.watch.next().await, first, "nothing changed");
+        }
+    });
+    second.await.expect_err("it goes on for ever");
+    let polls = node.knobs().answered - before;
+    assert!(polls <= 5, "polled {polls} times in a second");
+    catalog.put("pay-1");
+    holder.until_holding(&catalog).await;
+}
