@@ -28,6 +28,9 @@ use crate::pool::Pool;
 /// Connections at a time. Operators and scrapers are few; whoever opens more has to wait.
 const CONNECTIONS_MAX: usize = 64;
 
+/// Longest head of a request.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
 /// For a request's head, and for a connection at rest.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -112,7 +115,8 @@ impl Admin {
             async move { Ok::<_, Infallible>(admin.answer(request.method(), request.uri().path())) }
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(64 * 1024);
+        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        builder.max_header_size(HEAD_BYTES_MAX).max_buf_size(HEAD_BYTES_MAX);
         if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
             debug!(%error, "admin connection ended");
         }

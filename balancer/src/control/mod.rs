@@ -1,6 +1,6 @@
 //! Follows the registry, probes endpoints, judges them, and publishes one immutable [`Pool`].
 //!
-//! A single task owns everything. It takes an [`Input`], lets [`state`] decide, and publishes; what is slow
+//! A single task owns everything. It takes an `Input`, lets [`state`] decide, and publishes; what is slow
 //! (probes, the disk) runs beside it and comes back as an input. Runs on the control thread, so that a busy
 //! data path never delays a health decision, nor the other way round.
 

@@ -61,6 +61,8 @@ async fn malformed_requests_are_refused_and_service_goes_on() {
         let got = &answer[..answer.len().min(60)];
         assert!(got.starts_with(&format!("HTTP/1.1 {status}")), "{start:?} got {got:?}");
     }
+    let answer = client::raw(lb.admin, big.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "the admin server got {:?}", &answer[..answer.len().min(60)]);
     assert_eq!(backends[0].requests(), 0);
     assert_eq!(client::get(lb.http, "/").await.unwrap().status, 200);
 }
