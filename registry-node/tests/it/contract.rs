@@ -22,10 +22,16 @@ fn instance(id: &str, service: &str) -> pb::Instance {
     pb::Instance { id: id.to_owned(), service: service.to_owned(), url, ttl_ms: 60_000, ..Default::default() }
 }
 
+/// Registers, and returns once `node` itself has applied it.
 async fn put(node: &str, id: &str, service: &str) -> Value {
     let body = json!({ "service": service, "url": "http://127.0.0.1:1", "ttlMs": 60000 }).to_string();
     let reply = call("PUT", &format!("{node}/v1/instances/{id}"), &body).await;
     assert_eq!(reply.status, 201, "{}", reply.json());
+    // A follower answers for the leader, perhaps before it has applied the change itself.
+    let revision = number(&reply.json()["instance"]["modRev"]);
+    let applied =
+        call("GET", &format!("{node}/v1/services?consistency=stale&min_revision={revision}"), "").await;
+    assert_eq!(applied.status, 200, "{}", applied.json());
     reply.json()
 }
 
