@@ -1,6 +1,7 @@
 //! What handlers take from a request, each refused with a problem where it cannot be read.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -9,10 +10,14 @@ use axum::http::{Extensions, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::reply::Problem;
+
+/// How long a body may take to come: a message of 1 MiB at a megabit a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A body that is refused for its size is read to its end up to this many bytes: a client that is still sending
 /// would otherwise see a reset connection instead of the answer.
@@ -96,7 +101,9 @@ pub struct Message<T>(pub T);
 impl<T: DeserializeOwned> FromRequest<Api> for Message<T> {
     type Rejection = Problem;
     async fn from_request(request: Request, api: &Api) -> Result<Message<T>, Problem> {
-        let body = read(request, api.limits.message_bytes_max).await?;
+        let late = |_| Problem::malformed("the body did not come in time");
+        let body =
+            timeout(BODY_TIMEOUT, read(request, api.limits.message_bytes_max)).await.map_err(late)??;
         match serde_json::from_slice(&body) {
             Ok(message) => Ok(Message(message)),
             Err(error) => Err(Problem::malformed(format!("the body is not what is expected here: {error}"))),

@@ -157,7 +157,8 @@ async fn silent_connections_are_closed() {
     let cluster = Cluster::start(1, &[]).await;
     let address = cluster.nodes[0].rest.strip_prefix("http://").expect("http");
     let mut waits = Vec::new();
-    for said in [&b""[..], b"PRI * HTTP/2", b"GET /livez HTTP/1.1\r\nhost:"] {
+    let body = b"POST /api/v1/services/register HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+    for said in [&b""[..], b"PRI * HTTP/2", b"GET /livez HTTP/1.1\r\nhost:", body] {
         let mut stream = TcpStream::connect(address).await.expect("it listens");
         stream.write_all(said).await.expect("it reads");
         waits.push(tokio::spawn(async move {
