@@ -2,8 +2,8 @@
 //!
 //! - S1: an acknowledged write is in the log at its revision, with its content.
 //! - S2: what returned before a call began is at or below the call's revision; strictly below if the call wrote.
-//! - S3: a linearizable read shows exactly the catalog at its revision. S4: a stale read too, and a client does not
-//!   go back on one node.
+//! - S3: a linearizable read shows exactly the catalog at its revision. S4: a stale read too, and one node does not go
+//!   back before the eyes of one client.
 //! - S8: what is in the log was asked for, once. S9: a cas took effect on the revision it expected.
 //!
 //! One sort and one sweep each: O(n log n).
@@ -174,16 +174,17 @@ fn put_was_asked_for(
     }
 }
 
-/// S4: stale answers of one node to one client do not go back.
+/// S4: what one node shows one client does not go back. Acknowledged writes do not count: a follower forwards them, and may
+/// answer a stale read before it has applied them.
 fn sessions(calls: &[Call], findings: &mut Findings) {
     let mut last: HashMap<(&str, &str), (u64, u64)> = HashMap::new();
-    for call in calls {
+    for call in calls.iter().filter(|call| matches!(call.f(), F::Read | F::List)) {
         let (Some(ok), Some(client), Some(node)) = (call.ok(), &call.invoke.client, &call.invoke.node) else {
             continue;
         };
         let Some(revision) = ok.revision else { continue };
         let session = last.entry((client, node)).or_insert((0, 0));
-        if revision < session.0 && call.f() != F::Renew {
+        if revision < session.0 {
             let (index, (before, at)) = (ok.index, *session);
             findings.add(
                 "S4",

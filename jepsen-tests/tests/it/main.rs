@@ -128,6 +128,16 @@ fn a_short_run_passes_and_can_be_judged_again() {
     assert!(again.status.success(), "{}", text(&again));
     assert_eq!(last_line(&ran), last_line(&again));
     assert_all_gone(&run);
+
+    // The same evidence with one message less must not pass: the judges look at what is there.
+    let tape = run.join("watch-flux-1.jsonl");
+    let told = std::fs::read_to_string(&tape).expect("every watcher has a transcript");
+    let dropped =
+        told.lines().filter(|line| line.contains(r#""kind":"events""#)).nth(20).expect("hundreds of events");
+    std::fs::write(&tape, told.replacen(&format!("{dropped}\n"), "", 1)).expect("write");
+    let less = jepsen().arg("check").arg(run.join("history.jsonl")).output().expect("the binary runs");
+    assert!(text(&less).contains("violation W3: watch flux-1"), "{}", text(&less));
+    assert_eq!(less.status.code(), Some(1));
 }
 
 fn last_line(output: &Output) -> String {

@@ -99,6 +99,9 @@ fn stale_reads_of_one_node_do_not_go_back() {
         4..5 list * stale by c on node-1 = web-1:10@1/1 at 1
         6..7 list * stale by c on node-1 = at 0
         8..9 list * stale by d on node-1 = at 0
+        10..11 list * stale by c on node-2 = at 0
+        12..13 register web-2 11 by e on node-2 = 2
+        14..15 list * stale by e on node-2 = web-1:10@1/1 at 1
         ",
         expect!["S4: c on node-1 went back from 1 (line 3) to 0 (line 5)"],
     );
