@@ -26,7 +26,7 @@ pub struct Args {
     /// Where the other nodes connect
     #[arg(long, env = "REGISTRY_PEER", default_value = "127.0.0.1:7091")]
     pub peer: SocketAddr,
-    /// The host name or address others reach this node by; needed when listening on 0.0.0.0 or [::]
+    /// The host name or address others reach this node by; needed when listening on 0.0.0.0 or `[::]`
     #[arg(long, env = "REGISTRY_ADVERTISE")]
     pub advertise: Option<String>,
     /// The members the cluster starts with, itself included: ID=HOST:PEER_PORT,... [default: itself alone]

@@ -157,7 +157,10 @@ impl Keeper {
             tokio::time::sleep_until(Instant::now() + TICK).await;
             let now = Instant::now();
             let Some(term) = inner.consensus.confirmed_term() else {
-                inner.give_up_if_deposed();
+                // A leader that cannot prove it is late from here on; whoever does not lead is not.
+                if inner.give_up_if_deposed() {
+                    good_tick = now;
+                }
                 continue;
             };
             let victims = {
@@ -237,14 +240,15 @@ impl Inner {
         }
     }
 
-    fn give_up_if_deposed(&self) {
-        if !matches!(self.consensus.lead(), Lead::Here { .. }) {
-            let mut ledger = self.ledger();
-            if ledger.term.take().is_some() {
-                ledger.lessor.clear();
-                self.metrics.leases(0, false);
-            }
+    /// Drops the ledger unless this node leads; says whether it does not.
+    fn give_up_if_deposed(&self) -> bool {
+        let deposed = !matches!(self.consensus.lead(), Lead::Here { .. });
+        let mut ledger = self.ledger();
+        if deposed && ledger.term.take().is_some() {
+            ledger.lessor.clear();
+            self.metrics.leases(0, false);
         }
+        deposed
     }
 
     /// Proposes the expiry and waits for its outcome: until it is known, none of the victims can be renewed.

@@ -51,7 +51,7 @@ pub enum BrakeState {
         /// The TTL the pause was taken from.
         ttl: Duration,
     },
-    /// At most [`BRAKE_RATE_PER_S`].
+    /// At most 1 000 a second.
     Slow {
         /// How far the rate is used up: what has passed since then may be spent.
         since: Instant,

@@ -4,8 +4,10 @@
 //! it, so that a missing or foreign frame is noticed, and a checksum of its own, so that a flipped bit is.
 //! All integers are little-endian:
 //!
-//!     magic u32 | version u16 | flags u16 | first u64 | count u32 | previous crc u32 | body length u32 | body | crc u32
-//!     body = count × (length u32 | entry)
+//! ```text
+//! magic u32 | version u16 | flags u16 | first u64 | count u32 | previous crc u32 | body length u32 | body | crc u32
+//! body = count × (length u32 | entry)
+//! ```
 //!
 //! The checksum covers everything before it.
 

@@ -1,7 +1,7 @@
 //! What a node keeps: log, vote, pointers, snapshots, as bytes and indices. Durable when it says so.
 //!
-//! One thread owns the database ([`writer`]). Whatever waits in its queue is written together and pays for one
-//! barrier ([`disk`]). The log lies in checksummed, chained frames ([`frame`]); opening verifies all of it and
+//! One thread owns the database (`writer`). Whatever waits in its queue is written together and pays for one
+//! barrier (`disk`). The log lies in checksummed, chained frames (`frame`); opening verifies all of it and
 //! refuses what is not exact, so that a damaged store never answers for an intact one.
 
 mod disk;
