@@ -76,7 +76,7 @@ impl Calls {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Identifies one write across its retries.
+    /// Identifies one write across its retries. Each ticket is for one command only; numbers begin at 1.
     pub(crate) fn ticket(&self) -> (String, u64) {
         (self.identity.clone(), 1 + self.sequence.fetch_add(1, Ordering::Relaxed))
     }

@@ -26,6 +26,9 @@ pub enum Code {
     Superseded,
     /// The lease has run out; register again.
     LeaseLost,
+    /// So many later writes of this client went before that the registry has forgotten whether this one took
+    /// effect. The same write may be sent again as a new one.
+    StaleSequence,
     /// A limit of the registry is reached.
     ResourceExhausted,
     /// Nobody could take the request: no node reachable, no leader, or the node is not ready.
@@ -92,7 +95,8 @@ impl Code {
             "UNAVAILABLE" | "NOT_READY" | "NO_LEADER" => Code::Unavailable,
             "DEADLINE_EXCEEDED" | "UNKNOWN_OUTCOME" => Code::Timeout,
             "UNIMPLEMENTED" | "UNSUPPORTED" => Code::Unimplemented,
-            "INTERNAL" | "STALE_SEQUENCE" => Code::Internal,
+            "STALE_SEQUENCE" => Code::StaleSequence,
+            "INTERNAL" => Code::Internal,
             _ => return None,
         })
     }
@@ -107,6 +111,7 @@ impl Code {
             | Code::LeaseLost
             | Code::Unimplemented => (false, true),
             Code::ResourceExhausted | Code::Unavailable => (true, true),
+            Code::StaleSequence => (false, false),
             Code::Timeout | Code::Internal => (true, false),
         }
     }
@@ -119,6 +124,7 @@ impl Code {
             Code::Precondition => "PRECONDITION",
             Code::Superseded => "SUPERSEDED",
             Code::LeaseLost => "LEASE_LOST",
+            Code::StaleSequence => "STALE_SEQUENCE",
             Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Unavailable => "UNAVAILABLE",
             Code::Timeout => "DEADLINE_EXCEEDED",

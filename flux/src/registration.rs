@@ -17,7 +17,8 @@ use tracing::{debug, info, warn};
 use self::lease::{Lease, REGISTER_RETRY, Step};
 use crate::calls::Calls;
 use crate::error::Code;
-use crate::{Error, Instance, Status, client};
+use crate::transport::call::Call;
+use crate::{Answer, Error, Instance, Status, client};
 
 /// The least time between announcing a shutdown and deregistering: balancers need it to stop sending.
 pub const DRAIN_MIN: Duration = Duration::from_millis(500);
@@ -31,6 +32,10 @@ const DEREGISTER_MAX: Duration = Duration::from_secs(3);
 /// The longest one attempt to register takes. A shutdown waits for an attempt under way, so that it knows which
 /// incarnation to take out.
 const REGISTER_MAX: Duration = Duration::from_secs(3);
+
+/// How often a write that came too late for its number is sent at once under a new one. The newest number is
+/// refused only if dozens overtake it on the way, so the second is nearly always enough.
+const NUMBERS_MAX: usize = 3;
 
 /// How a registration is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +158,7 @@ impl Registration {
             state: state.subscribe(),
             end: end.subscribe(),
         };
-        let keeper = Keeper { calls, record, lease, rng, failures: 0, state, shown, end };
+        let keeper = Keeper { calls, record, lease, in_doubt: false, rng, failures: 0, state, shown, end };
         keeper.show(RegistrationState::Registered { reg_rev: registration.reg_rev() });
         tokio::spawn(keeper.run(inbox));
         registration
@@ -166,6 +171,8 @@ struct Keeper {
     /// As last acknowledged, and as it is registered again.
     record: Instance,
     lease: Lease,
+    /// The lease is lost, and an attempt to register since then may have taken effect.
+    in_doubt: bool,
     rng: fastrand::Rng,
     /// In a row, of anything.
     failures: u32,
@@ -254,12 +261,13 @@ impl Keeper {
         match register(&self.calls, &self.record, "lease lost").await {
             Ok(record) => {
                 info!(id = %record.id, reg_rev = record.reg_rev, "registered again");
-                self.failures = 0;
+                (self.failures, self.in_doubt) = (0, false);
                 self.lease = Lease::registered(record.ttl, record.reg_rev, sent_at, &mut self.rng);
                 self.show(RegistrationState::Registered { reg_rev: record.reg_rev });
                 self.keep(record);
             }
             Err(error) => {
+                self.in_doubt |= !error.had_no_effect();
                 self.lease.failed(Instant::now(), &mut self.rng);
                 self.failed("not registered again yet", &error);
             }
@@ -275,8 +283,7 @@ impl Keeper {
     }
 
     async fn set_status(&mut self, status: Status, limit: Duration) -> Result<(), Error> {
-        let (client, seq) = self.calls.ticket();
-        let request = wire::SetStatusRequest {
+        let request = |client, seq| wire::SetStatusRequest {
             id: self.record.id.clone(),
             status: wire::instance::Status::from(status).into(),
             reg_rev: self.record.reg_rev,
@@ -285,7 +292,7 @@ impl Keeper {
             client,
             seq,
         };
-        let answer = self.calls.call_within(request, limit).await?;
+        let answer = write(&self.calls, limit, request).await?;
         self.keep(answer.instance(|reply| reply.instance)?.value);
         Ok(())
     }
@@ -293,8 +300,12 @@ impl Keeper {
     async fn shut_down(&mut self, options: ShutdownOptions) -> Result<(), Error> {
         self.show(RegistrationState::Draining);
         if self.lease.reg_rev().is_none() {
-            info!(id = %self.record.id, "shut down while not registered");
-            return Ok(());
+            if !self.in_doubt {
+                info!(id = %self.record.id, "shut down while not registered");
+                return Ok(());
+            }
+            // Nobody told us which incarnation that attempt made, if it made one: whichever has the id.
+            self.record.reg_rev = 0;
         }
         if let Err(error) = self.set_status(Status::Draining, ANNOUNCE_MAX).await {
             warn!(id = %self.record.id, %error, "draining not announced");
@@ -323,8 +334,7 @@ impl Keeper {
     }
 
     async fn deregister(&self) -> Result<(), Error> {
-        let (client, seq) = self.calls.ticket();
-        let request = wire::DeregisterRequest {
+        let request = |client, seq| wire::DeregisterRequest {
             id: self.record.id.clone(),
             reg_rev: self.record.reg_rev,
             by: self.calls.name.clone(),
@@ -332,7 +342,7 @@ impl Keeper {
             client,
             seq,
         };
-        match self.calls.call_within(request, DEREGISTER_MAX).await {
+        match write(&self.calls, DEREGISTER_MAX, request).await {
             Ok(_) => Ok(()),
             // It is gone, or a successor has the id: either way this incarnation is out.
             Err(error) if matches!(error.code(), Code::NotFound | Code::Superseded | Code::LeaseLost) => {
@@ -372,8 +382,7 @@ impl Keeper {
 
 /// One attempt, harmless to repeat.
 async fn register(calls: &Calls, instance: &Instance, why: &str) -> Result<Instance, Error> {
-    let (client, seq) = calls.ticket();
-    let request = wire::RegisterRequest {
+    let request = |client, seq| wire::RegisterRequest {
         instance: Some(instance.into()),
         expected_revision: None,
         by: calls.name.clone(),
@@ -381,8 +390,34 @@ async fn register(calls: &Calls, instance: &Instance, why: &str) -> Result<Insta
         client,
         seq,
     };
-    let answer = calls.call_within(request, REGISTER_MAX.min(calls.limit)).await?;
+    let answer = write(calls, REGISTER_MAX.min(calls.limit), request).await.map_err(|error| {
+        // The next attempt has a number of its own.
+        let stale = error.code() == Code::StaleSequence;
+        error.retryable(stale.then_some(true))
+    })?;
     Ok(answer.instance(|reply| reply.instance)?.value)
+}
+
+/// Sends a write under a number of its own, and again under a new one if that came too late. What became of the
+/// first is unknown then; every write here is harmless to repeat.
+async fn write<C: Call>(
+    calls: &Calls,
+    limit: Duration,
+    request: impl Fn(String, u64) -> C,
+) -> Result<Answer<C::Reply>, Error> {
+    let deadline = Instant::now() + limit;
+    let mut numbers = 0;
+    loop {
+        let (client, seq) = calls.ticket();
+        let left = deadline.saturating_duration_since(Instant::now());
+        numbers += 1;
+        match calls.call_within(request(client, seq), left).await {
+            Err(error) if error.code() == Code::StaleSequence && numbers < NUMBERS_MAX => {
+                debug!(%error, seq, "sent again under a new number");
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Failures come in long rows: the 1st, 2nd, 4th, 8th .. are worth a line.

@@ -231,6 +231,8 @@ fn explain(code: Code, endpoints: &[String]) -> (u8, String) {
             (6, "it was changed meanwhile: look again with `registryctl instances`".to_owned())
         }
         Code::Unimplemented => (1, "the registry is older than this program".to_owned()),
-        Code::ResourceExhausted | Code::Internal => (1, "the nodes' logs say more".to_owned()),
+        Code::ResourceExhausted | Code::StaleSequence | Code::Internal => {
+            (1, "the nodes' logs say more".to_owned())
+        }
     }
 }

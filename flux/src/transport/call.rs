@@ -70,6 +70,8 @@ impl Call for wire::RegisterRequest {
             .query("expected_revision", self.expected_revision)
             .query("by", some(&self.by))
             .query("why", some(&self.why))
+            .query("client", some(&self.client))
+            .query("seq", positive(self.seq))
             .json(&self.instance)
     }
 
@@ -113,6 +115,8 @@ impl Call for wire::DeregisterRequest {
             .query("reg_rev", positive(self.reg_rev))
             .query("by", some(&self.by))
             .query("why", some(&self.why))
+            .query("client", some(&self.client))
+            .query("seq", positive(self.seq))
     }
 
     fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {

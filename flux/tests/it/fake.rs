@@ -40,6 +40,8 @@ struct Records {
     history: Vec<wire::Event>,
     /// The writes, as they came.
     log: Vec<String>,
+    /// Client and number of every write that came, applied or not.
+    tickets: Vec<(String, u64)>,
 }
 
 /// One node.
@@ -60,8 +62,10 @@ pub struct Knobs {
     pub members: Vec<wire::Member>,
     /// Refuses every call, naming the leader.
     pub unavailable: bool,
-    /// Applies writes and never answers them.
-    pub mute_writes: bool,
+    /// Applies registrations and never answers them.
+    pub mute_registrations: bool,
+    /// So many registrations are refused: their numbers come too late.
+    pub stale_registrations: usize,
     /// Has applied nothing after this revision, and tells watchers so.
     pub stuck_at: Option<u64>,
     /// How long ago it last heard of a leader.
@@ -90,6 +94,10 @@ impl Catalog {
 
     pub fn log(&self) -> Vec<String> {
         self.lock().log.clone()
+    }
+
+    pub fn tickets(&self) -> Vec<(String, u64)> {
+        self.lock().tickets.clone()
     }
 
     /// Registers `id` as of the service `pay`, from nowhere.
@@ -215,10 +223,20 @@ impl Node {
         Err(Status::with_error_details(tonic::Code::Unavailable, "not ready", details))
     }
 
-    async fn written(&self) {
-        if self.knobs().mute_writes {
-            std::future::pending::<()>().await;
+    fn note(&self, client: String, seq: u64) {
+        self.catalog.lock().tickets.push((client, seq));
+    }
+
+    fn in_time(&self) -> Result<(), Status> {
+        let left = self.knobs().stale_registrations;
+        if left == 0 {
+            return Ok(());
         }
+        self.set(|knobs| knobs.stale_registrations = left - 1);
+        let no = || "false".to_owned();
+        let metadata = HashMap::from([("retryable".to_owned(), no()), ("had_no_effect".to_owned(), no())]);
+        let details = ErrorDetails::with_error_info("STALE_SEQUENCE", "registry.v1", metadata);
+        Err(Status::with_error_details(tonic::Code::FailedPrecondition, "stale sequence number", details))
     }
 
     fn gone(&self, id: &str) -> Status {
@@ -282,8 +300,13 @@ type Answer<T> = Result<tonic::Response<T>, Status>;
 impl Registry for Node {
     async fn register(&self, request: Request<wire::RegisterRequest>) -> Answer<wire::RegisterResponse> {
         self.enter()?;
-        let instance = self.catalog.register(request.into_inner().instance.unwrap_or_default());
-        self.written().await;
+        let request = request.into_inner();
+        self.note(request.client, request.seq);
+        self.in_time()?;
+        let instance = self.catalog.register(request.instance.unwrap_or_default());
+        if self.knobs().mute_registrations {
+            std::future::pending::<()>().await;
+        }
         Ok(wire::RegisterResponse { header: self.header(), instance: Some(instance) }.into())
     }
 
@@ -304,14 +327,16 @@ impl Registry for Node {
         request: Request<wire::DeregisterRequest>,
     ) -> Answer<wire::DeregisterResponse> {
         self.enter()?;
-        let found = self.catalog.remove(&request.into_inner().id, wire::event::Kind::Delete).is_some();
-        self.written().await;
+        let request = request.into_inner();
+        self.note(request.client, request.seq);
+        let found = self.catalog.remove(&request.id, wire::event::Kind::Delete).is_some();
         Ok(wire::DeregisterResponse { header: self.header(), found }.into())
     }
 
     async fn set_status(&self, request: Request<wire::SetStatusRequest>) -> Answer<wire::SetStatusResponse> {
         self.enter()?;
         let request = request.into_inner();
+        self.note(request.client.clone(), request.seq);
         let instance = self.catalog.set_status(&request).ok_or_else(|| self.gone(&request.id))?;
         Ok(wire::SetStatusResponse { header: self.header(), instance: Some(instance) }.into())
     }
@@ -438,17 +463,27 @@ fn number(params: &Params, name: &str) -> u64 {
     params.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+fn ticket(params: &Params) -> (String, u64) {
+    (params.get("client").cloned().unwrap_or_default(), number(params, "seq"))
+}
+
 fn json<T: serde::Serialize>(answer: Answer<T>) -> Response {
     match answer {
         Ok(answer) => Json(answer.into_inner()).into_response(),
         Err(status) => {
             let info = status.get_details_error_info().expect("every refusal here carries one");
             let said = |key: &str| info.metadata.get(key).cloned().unwrap_or_default();
+            let http = match status.code() {
+                tonic::Code::NotFound => 404,
+                tonic::Code::FailedPrecondition => 409,
+                _ => 503,
+            };
             problem(
-                if status.code() == tonic::Code::NotFound { 404 } else { 503 },
+                http,
                 &serde_json::json!({
                     "title": status.message(), "code": info.reason,
-                    "retryable": said("retryable") == "true", "had_no_effect": true,
+                    "retryable": said("retryable") == "true",
+                    "had_no_effect": said("had_no_effect") != "false",
                     "leader": {"grpc": said("leader_grpc"), "rest": said("leader_rest")},
                 }),
             )
@@ -463,21 +498,23 @@ fn problem(status: u16, body: &serde_json::Value) -> Response {
 async fn put_instance(
     State(node): State<Node>,
     Path(id): Path<String>,
+    params: Params,
     Json(mut instance): Json<wire::Instance>,
 ) -> Response {
     instance.id = id;
-    json(
-        node.register(Request::new(wire::RegisterRequest { instance: Some(instance), ..Default::default() }))
-            .await,
-    )
+    let (client, seq) = ticket(&params);
+    let request = wire::RegisterRequest { instance: Some(instance), client, seq, ..Default::default() };
+    json(node.register(Request::new(request)).await)
 }
 
 async fn get_instance(State(node): State<Node>, Path(id): Path<String>) -> Response {
     json(node.get(Request::new(wire::GetRequest { id, ..Default::default() })).await)
 }
 
-async fn delete_instance(State(node): State<Node>, Path(id): Path<String>) -> Response {
-    json(node.deregister(Request::new(wire::DeregisterRequest { id, ..Default::default() })).await)
+async fn delete_instance(State(node): State<Node>, Path(id): Path<String>, params: Params) -> Response {
+    let (client, seq) = ticket(&params);
+    let request = wire::DeregisterRequest { id, client, seq, ..Default::default() };
+    json(node.deregister(Request::new(request)).await)
 }
 
 async fn beat(State(node): State<Node>, Path(id): Path<String>, params: Params) -> Response {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flux::{Client, Code, Instance, RegistrationState, ShutdownOptions, Status};
+use flux::{Client, Code, Instance, RegistrationState, ShutdownOptions, Status, Transport};
 use tokio::time::Instant;
 
 use crate::fake::{Catalog, Node};
@@ -81,6 +81,56 @@ async fn shutting_down_announces_waits_and_deregisters_once() {
     assert_eq!(*registration.state().borrow(), RegistrationState::Stopped);
     let late = registration.set_status(Status::Up).await.expect_err("shut down");
     assert!(late.had_no_effect());
+}
+
+#[tokio::test]
+async fn every_write_has_a_number_of_its_own_over_both_protocols() {
+    for transport in [Transport::Grpc, Transport::Rest] {
+        let catalog = Catalog::new("c1");
+        let node = Node::start(&catalog).await;
+        let client = Client::builder([node.url()]).transport(transport).build().expect("a client");
+        let registration = client.register(instance()).await.expect("registered");
+        registration.shutdown(drain()).await.expect("deregistered");
+        let (clients, numbers): (Vec<_>, Vec<_>) = catalog.tickets().into_iter().unzip();
+        assert_eq!(numbers, [1, 2, 3], "{transport}: register, draining, deregister");
+        assert!(!clients[0].is_empty() && clients.iter().all(|client| *client == clients[0]), "{clients:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_number_that_came_too_late_is_replaced() {
+    for transport in [Transport::Grpc, Transport::Rest] {
+        let catalog = Catalog::new("c1");
+        let node = Node::start(&catalog).await;
+        // More than are replaced at once.
+        node.set(|knobs| knobs.stale_registrations = 4);
+        let client = Client::builder([node.url()]).transport(transport).build().expect("a client");
+        let registration = soon("registered", client.register(instance())).await.expect("registered");
+        let numbers: Vec<u64> = catalog.tickets().into_iter().map(|(_, number)| number).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 5], "{transport}");
+        registration.abandon();
+    }
+}
+
+#[tokio::test]
+async fn shutting_down_takes_out_what_an_unanswered_registration_made() {
+    let catalog = Catalog::new("c1");
+    let node = Node::start(&catalog).await;
+    let client =
+        Client::builder([node.url()]).call_timeout(Duration::from_millis(500)).build().expect("a client");
+    let registration = client.register(instance()).await.expect("registered");
+    node.set(|knobs| knobs.mute_registrations = true);
+    catalog.expire("pay-h-80");
+    soon("an attempt that is not answered", async {
+        while catalog.ids().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    soon("the end", registration.shutdown(drain())).await.expect("deregistered");
+    assert_eq!(catalog.ids(), [""; 0]);
+    let log = catalog.log();
+    assert!(log.ends_with(&["draining pay-h-80".into(), "delete pay-h-80".into()]), "{log:?}");
 }
 
 #[tokio::test]

@@ -115,7 +115,7 @@ async fn rest_takes_over_where_http2_does_not_get_through_and_grpc_comes_back() 
 async fn an_unknown_outcome_is_said_and_never_repeated() {
     let catalog = Catalog::new("c1");
     let nodes = [Node::start(&catalog).await, Node::start(&catalog).await];
-    nodes.iter().for_each(|node| node.set(|knobs| knobs.mute_writes = true));
+    nodes.iter().for_each(|node| node.set(|knobs| knobs.mute_registrations = true));
     let client = Client::builder(nodes.iter().map(Node::url))
         .call_timeout(Duration::from_millis(700))
         .build()
