@@ -12,8 +12,8 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::server::conn::http1::{self, Connection};
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -25,6 +25,9 @@ use crate::metrics::Metrics;
 use crate::picker::Strategy;
 use crate::pool::Pool;
 
+#[cfg(test)]
+mod tests;
+
 /// Connections at a time. Operators and scrapers are few; whoever opens more has to wait.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -33,6 +36,13 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// For a request's head, and for a connection at rest.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection older than this ends after its response. So a peer that asks and never reads gives its place
+/// back; a scraper connects anew.
+const AGE_MAX: Duration = Duration::from_secs(60);
+
+/// For that last response.
+const ENDING_MAX: Duration = Duration::from_secs(5);
 
 /// What the admin server tells of.
 pub struct Admin {
@@ -117,7 +127,8 @@ impl Admin {
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
         builder.max_header_size(HEAD_BYTES_MAX).max_buf_size(HEAD_BYTES_MAX);
-        if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = bounded(connection, AGE_MAX, ENDING_MAX).await {
             debug!(%error, "admin connection ended");
         }
     }
@@ -183,6 +194,21 @@ impl Admin {
         let json = serde_json::to_string_pretty(&answer).unwrap_or_default();
         typed(StatusCode::OK, json + "\n", "application/json")
     }
+}
+
+/// Serves `connection` for `age` at most; what is under way then has `ending`.
+async fn bounded<I, S>(connection: Connection<I, S>, age: Duration, ending: Duration) -> hyper::Result<()>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: HttpService<Incoming, ResBody = Full<Bytes>>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    tokio::pin!(connection);
+    if let Ok(ended) = tokio::time::timeout(age, connection.as_mut()).await {
+        return ended;
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::time::timeout(ending, connection).await.unwrap_or(Ok(()))
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
