@@ -57,10 +57,10 @@ pub fn main(args: Args) -> ExitCode {
 
 fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(control_thread(config))?;
+    let code = runtime.block_on(control_thread(config));
     // Probes and the disk may still be at it; nothing depends on them.
     runtime.shutdown_background();
-    Ok(code)
+    code
 }
 
 async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {

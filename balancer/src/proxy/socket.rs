@@ -55,6 +55,11 @@ impl Phase {
         self.0.unread.load(Ordering::Relaxed)
     }
 
+    /// Whether a request's head is due: some of it has been read, or the connection has had none yet.
+    pub fn is_reading_head(&self) -> bool {
+        self.is(READING_HEAD)
+    }
+
     /// Its response has been handed over completely.
     pub fn end(&self) {
         self.set(RESTING);

@@ -4,10 +4,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
@@ -21,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::exchange;
-use super::socket::{Patience, Socket};
+use super::socket::{Patience, Phase, Socket};
 use super::upstream::Upstreams;
 use crate::config::Limits;
 use crate::metrics::{Metrics, RequestSeries};
@@ -34,6 +36,10 @@ const SWEEP: Duration = Duration::from_secs(5);
 
 /// After accepting failed for want of file descriptors: others have to be closed first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// On stopping, for a connection whose request is on its way: its client could connect and so counts on an
+/// answer. Long enough for a round trip around the world, short beside the grace.
+const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// Series kept at hand. Far more than endpoints, methods and statuses in use; beyond it the cache starts anew.
 const SERIES_MAX: usize = 8192;
@@ -146,7 +152,7 @@ pub fn run(
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let worker = Rc::new(Worker::new(shared));
-    tokio::task::LocalSet::new().block_on(&runtime, async move {
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
         let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
         serve(&worker, listener, connections_max, &stop).await;
@@ -158,7 +164,10 @@ pub fn run(
         sweeper.abort();
         worker.upstreams.clear();
         Ok(())
-    })
+    });
+    // A name may still be being looked up; nobody waits for it any more.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn sweep(worker: Rc<Worker>) {
@@ -193,10 +202,28 @@ async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usiz
             }
         }
     }
-    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-        let Ok(permit) = permits.clone().try_acquire_owned() else { break };
-        start(worker, stream, peer, permit, stop);
+    if let Err(error) = drain(worker, listener, &permits, stop) {
+        debug!(%error, "cannot accept what was waiting");
     }
+}
+
+/// Accepts what waits in the kernel. Asks the kernel itself: the runtime may not have heard of all of it yet.
+fn drain(
+    worker: &Rc<Worker>,
+    listener: TcpListener,
+    permits: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> std::io::Result<()> {
+    let listener = listener.into_std()?;
+    while let Ok(permit) = permits.clone().try_acquire_owned() {
+        let (stream, peer) = match listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            accepted => accepted?,
+        };
+        stream.set_nonblocking(true)?;
+        start(worker, TcpStream::from_std(stream)?, peer, permit, stop);
+    }
+    Ok(())
 }
 
 fn start(
@@ -228,6 +255,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, sto
     let _ = stream.set_nodelay(true);
     let patience = Patience { head: worker.limits.header_timeout, write: worker.limits.body_idle };
     let (socket, phase) = Socket::new(stream, patience);
+    let last_call = last_call(stop, phase.clone());
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -243,7 +271,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, sto
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = last_call => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -251,4 +279,17 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, sto
     if let Err(error) = ended {
         debug!(%peer, %error, "connection ended");
     }
+}
+
+/// Returns when a connection may be told to end: after `stop`, once no head is being waited for or for
+/// [`LAST_CALL`] at most. Has to be polled after the connection, by the same task, to see what that has read.
+async fn last_call(stop: CancellationToken, phase: Phase) {
+    stop.cancelled().await;
+    let over = tokio::time::sleep(LAST_CALL);
+    tokio::pin!(over);
+    std::future::poll_fn(|cx| match phase.is_reading_head() {
+        true => over.as_mut().poll(cx),
+        false => Poll::Ready(()),
+    })
+    .await;
 }

@@ -1,5 +1,6 @@
 //! What operators see and do: configuration, metrics, drain.
 
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -168,4 +169,24 @@ async fn the_grace_ends_and_a_second_signal_ends_it_at_once() {
         assert!(since.elapsed() < Duration::from_secs(10));
         assert!(endless.await.unwrap().is_err());
     }
+}
+
+/// Whoever could connect counts on an answer, whether the request was already sent or comes now.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_resets_no_connection_that_was_made() {
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let (_registry, _backends, mut lb) = system(1, &[]).await;
+    let connect = || std::net::TcpStream::connect(lb.http).expect("it listens");
+    let mut late: Vec<_> = (0..16).map(|_| connect()).collect();
+    let mut early: Vec<_> = (0..64).map(|_| connect()).collect();
+    early.iter_mut().for_each(|stream| stream.write_all(REQUEST).expect("it is sent"));
+    lb.signal(Signal::SIGTERM);
+    eventually("it accepts no more", async || tokio::net::TcpStream::connect(lb.http).await.is_err()).await;
+    late.iter_mut().for_each(|stream| stream.write_all(REQUEST).expect("it is sent"));
+    for mut stream in late.into_iter().chain(early) {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("no reset");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+    assert_eq!(lb.exited().await.code(), Some(0));
 }
