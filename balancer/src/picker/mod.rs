@@ -52,6 +52,15 @@ pub fn pick<'a>(
     }
 }
 
+/// For a request that failed at all of the rotation: an untried endpoint outside of it, of the best tier left.
+/// `turn` spreads such requests over its endpoints.
+pub fn spare<'a>(pool: &'a Pool, turn: usize, tried: &[u64]) -> Option<&'a Entry> {
+    let untried: Vec<&Entry> = pool.spares().filter(|e| untried(e, tried)).collect();
+    let best = untried.first()?.standing.tier();
+    let peers = untried.iter().take_while(|e| e.standing.tier() == best).count();
+    Some(untried[turn % peers])
+}
+
 fn round_robin<'a>(pool: &'a Pool, turn: usize, tried: &[u64]) -> Option<&'a Entry> {
     let n = pool.rotation_len();
     let first = pool.scheduled(turn)?;

@@ -34,6 +34,20 @@ fn round_robin_goes_round_and_skips_the_tried() {
 }
 
 #[test]
+fn a_spare_is_of_the_best_tier_left_and_never_of_the_rotation() {
+    use Standing::*;
+    let standings = [Up, Down, Ejected, Unproven, Failing, Draining, Maintenance, Unusable];
+    let mut entries = pool(&[100; 8]).entries().to_vec();
+    entries.iter_mut().zip(standings).for_each(|(e, standing)| e.standing = standing);
+    let p = Pool::new(1, entries);
+    let spare = |turn, tried: &[u64]| key(spare(&p, turn, tried));
+    assert_eq!([spare(0, &[0]), spare(1, &[0])], [Some(3), Some(3)]);
+    assert_eq!([spare(0, &[0, 3]), spare(1, &[0, 3])], [Some(2), Some(4)]);
+    assert_eq!(spare(7, &[0, 3, 2, 4]), Some(1));
+    assert_eq!(spare(0, &[0, 1, 2, 3, 4]), None);
+}
+
+#[test]
 fn nobody_is_picked_from_an_empty_pool() {
     for strategy in [Strategy::RoundRobin, Strategy::LeastConnections, Strategy::StickySessions] {
         assert!(pick(strategy, &Pool::default(), 7, Some("s"), &[]).is_none());

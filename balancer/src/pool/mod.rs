@@ -199,7 +199,7 @@ impl Standing {
     }
 
     /// Which fallback an endpoint belongs to; `None` if it takes requests under no circumstances.
-    fn tier(self) -> Option<u8> {
+    pub fn tier(self) -> Option<u8> {
         match self {
             Standing::Up => Some(0),
             Standing::Unproven => Some(1),
@@ -230,6 +230,7 @@ pub struct Pool {
     pub revision: u64,
     entries: Vec<Entry>,
     rotation: Vec<usize>,
+    spares: Vec<usize>,
     schedule: Vec<u16>,
 }
 
@@ -245,8 +246,12 @@ impl Pool {
             None => Vec::new(),
             Some(tier) => (0..entries.len()).filter(|&i| entries[i].standing.tier() == Some(tier)).collect(),
         };
+        let tier = |i: &usize| entries[*i].standing.tier();
+        let mut spares: Vec<usize> =
+            (0..entries.len()).filter(|i| tier(i).is_some() && tier(i) != best).collect();
+        spares.sort_by_key(tier);
         let weights: Vec<u32> = rotation.iter().map(|&i| entries[i].weight.max(1)).collect();
-        Pool { revision, schedule: schedule(&weights), entries, rotation }
+        Pool { revision, schedule: schedule(&weights), entries, rotation, spares }
     }
 
     /// Every endpoint, in the order given to [`Pool::new`].
@@ -262,6 +267,12 @@ impl Pool {
     /// The endpoints that take new requests.
     pub fn rotation(&self) -> impl ExactSizeIterator<Item = &Entry> {
         self.rotation.iter().map(|&i| &self.entries[i])
+    }
+
+    /// The endpoints outside the rotation that could take a request if all of the rotation failed it, the
+    /// likeliest to answer first.
+    pub fn spares(&self) -> impl Iterator<Item = &Entry> {
+        self.spares.iter().map(|&i| &self.entries[i])
     }
 
     /// The `n`th endpoint of the rotation. Panics if `n` is not below [`Pool::rotation_len`].

@@ -241,7 +241,7 @@ impl Exchange {
         let next = match self.plan.after(failed.fault, self.upload.left()) {
             Step::GiveUp => None,
             Step::Again => Some(endpoint.clone()),
-            Step::Elsewhere => elsewhere(self),
+            Step::Elsewhere => elsewhere(self).or_else(|| self.worker.spare(&self.tried)),
             Step::ElsewhereOrAgain => elsewhere(self).or_else(|| Some(endpoint.clone())),
         };
         if next.is_some() {

@@ -119,6 +119,13 @@ impl Worker {
         picker::pick(self.strategy, pool, turn, session, tried).map(|entry| entry.endpoint.clone())
     }
 
+    /// For a request that failed everywhere in the rotation: whoever else might answer it.
+    pub fn spare(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut cache = self.pool.borrow_mut();
+        picker::spare(cache.load(), turn, tried).map(|entry| entry.endpoint.clone())
+    }
+
     /// Counts a finished request.
     pub fn measure(
         &self,

@@ -142,6 +142,17 @@ async fn a_backend_that_fails_requests_is_ejected() {
     assert_eq!(breaker.requests(), 5);
 }
 
+/// The only one up dies; the other's probe fails, but it would answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_failed_everywhere_else_goes_to_whoever_is_left() {
+    let (_registry, mut backends, lb) = system(2, &[]).await;
+    backends[1].seen.sick.store(true, Ordering::SeqCst);
+    lb.rotates(&["b0"]).await;
+    backends[0].kill();
+    let answer = client::get(lb.http, "/").await.unwrap();
+    assert_eq!((answer.status, answer.header("x-instance").as_str()), (200, "b1"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_backend_is_503_and_refusing_backends_are_502() {
     let registry = Registry::start().await;
