@@ -185,7 +185,10 @@ struct Member {
     since: Instant,
     /// Probes in a row that contradict `verdict`.
     contrary: u32,
+    /// Connects in vain since the endpoint was last reached.
     connect_failures: u32,
+    /// [`Endpoint::times_reached`] as of the last of them.
+    reached_seen: u64,
     outlier: Outlier,
     /// [`Endpoint::served`] as last fed to `outlier`.
     served_seen: u64,
@@ -460,6 +463,7 @@ impl Member {
             since: now,
             contrary: 0,
             connect_failures: 0,
+            reached_seen: 0,
             outlier: Outlier::new(now),
             served_seen: 0,
             probe_due: now,
@@ -555,7 +559,7 @@ impl Member {
             Failure::Refused => self.refuse("request: connection refused", now),
             Failure::Unreachable => {
                 self.outlier.failure(now);
-                self.connect_failures += 1;
+                self.count_connect_failure();
                 if self.connect_failures >= policy.connect_failures_max {
                     self.refuse("requests: cannot connect", now);
                 }
@@ -566,6 +570,16 @@ impl Member {
             }
             Failure::Reset => self.probe_due = self.probe_due.min(now),
         }
+    }
+
+    /// Only failures in a row count: an endpoint that is reached in between is busy, not gone.
+    fn count_connect_failure(&mut self) {
+        let reached = self.endpoint.times_reached();
+        if reached != self.reached_seen {
+            self.reached_seen = reached;
+            self.connect_failures = 0;
+        }
+        self.connect_failures += 1;
     }
 
     /// Marks it down and looks again at once: the probe that may be under way started before.

@@ -91,6 +91,7 @@ pub struct Endpoint {
     pub authority: Arc<str>,
     in_flight: AtomicU32,
     served: AtomicU64,
+    reached: AtomicU64,
 }
 
 impl Endpoint {
@@ -105,6 +106,7 @@ impl Endpoint {
             authority,
             in_flight: AtomicU32::new(0),
             served: AtomicU64::new(0),
+            reached: AtomicU64::new(0),
         }
     }
 
@@ -116,6 +118,16 @@ impl Endpoint {
     /// Requests ever sent here.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
+    }
+
+    /// How often it showed that it is there: a connection was made, or a response came.
+    pub fn times_reached(&self) -> u64 {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    /// It showed that it is there.
+    pub fn reached(&self) {
+        self.reached.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts one request in. It counts until the guard is dropped, however that comes about.

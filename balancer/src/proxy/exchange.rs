@@ -172,7 +172,10 @@ impl Exchange {
             tokio::select! {
                 biased;
                 result = &mut response => return match result {
-                    Ok(response) => Ok((response, lease)),
+                    Ok(response) => {
+                        endpoint.reached();
+                        Ok((response, lease))
+                    }
                     Err(error) => Err(self.broken(error, lease.reused)),
                 },
                 () = sleep_until(until) => {}
@@ -203,10 +206,12 @@ impl Exchange {
 
     fn cannot_connect(&self, error: ConnectError) -> Failed {
         self.worker.metrics.connect_failures.inc();
-        self.meter.blame(match error {
-            ConnectError::Refused => Failure::Refused,
-            ConnectError::Timeout(_) | ConnectError::Other(_) => Failure::Unreachable,
-        });
+        match error {
+            ConnectError::Refused => self.meter.blame(Failure::Refused),
+            ConnectError::Timeout(_) | ConnectError::Other(_) => self.meter.blame(Failure::Unreachable),
+            // Ours, and no endpoint's.
+            ConnectError::Local(_) => {}
+        }
         Failed { fault: Fault::Connect, what: error.to_string(), headers: None }
     }
 

@@ -20,6 +20,16 @@ use super::body::Share;
 use crate::config::Limits;
 use crate::pool::{Endpoint, Pool};
 
+#[cfg(test)]
+mod tests;
+
+/// For a kept connection to notice that its last response has ended, which takes one turn of its task. One that
+/// does not is still sending something; there are others.
+const READY_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The process (`EMFILE`) or the system (`ENFILE`) has no file descriptor left; std has no kind for them.
+const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+
 /// Sends one request at a time over one connection.
 pub type Sender = http1::SendRequest<Share>;
 
@@ -32,6 +42,9 @@ pub enum ConnectError {
     /// Nothing answers there.
     #[error("could not be connected to within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    /// This machine has run out of descriptors or ports; no endpoint is to blame.
+    #[error("could not be connected to for want of resources: {0}")]
+    Local(io::Error),
     /// Anything else.
     #[error("could not be connected to: {0}")]
     Other(io::Error),
@@ -73,7 +86,7 @@ impl Upstreams {
     ) -> Result<Lease, ConnectError> {
         while let Some(mut sender) = (!fresh).then(|| self.take(endpoint.key)).flatten() {
             // Waits for the connection's task to see the end of the last response, which it has been told.
-            if sender.is_ready() || sender.ready().await.is_ok() {
+            if sender.is_ready() || becomes_ready(&mut sender).await {
                 return Ok(Lease { sender, reused: true, key: endpoint.key, home: self.clone() });
             }
         }
@@ -112,18 +125,29 @@ impl Upstreams {
         let address = (endpoint.address.host.as_str(), endpoint.address.port);
         let connected = tokio::time::timeout(self.connect_timeout, TcpStream::connect(address));
         let stream =
-            connected.await.map_err(|_| ConnectError::Timeout(self.connect_timeout))?.map_err(|e| match e
-                .kind()
-            {
-                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => ConnectError::Refused,
-                _ => ConnectError::Other(e),
-            })?;
+            connected.await.map_err(|_| ConnectError::Timeout(self.connect_timeout))?.map_err(classify)?;
+        endpoint.reached();
         // Failing to switch off Nagle's algorithm costs latency, nothing else.
         let _ = stream.set_nodelay(true);
         let handshake = self.builder.handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(|e| ConnectError::Other(io::Error::other(e)))?;
         tokio::task::spawn_local(connection.with_upgrades());
         Ok(sender)
+    }
+}
+
+async fn becomes_ready(sender: &mut Sender) -> bool {
+    matches!(tokio::time::timeout(READY_TIMEOUT, sender.ready()).await, Ok(Ok(())))
+}
+
+fn classify(error: io::Error) -> ConnectError {
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => ConnectError::Refused,
+        ErrorKind::AddrNotAvailable => ConnectError::Local(error),
+        _ if error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code)) => {
+            ConnectError::Local(error)
+        }
+        _ => ConnectError::Other(error),
     }
 }
 

@@ -8,6 +8,7 @@ use super::*;
 ///     reset / put ID [URL] / drain ID / gone ID   changes of the catalog
 ///     ok ID / bad ID / refused ID                 the answer to the latest probe order of ID
 ///     fail ID KIND [TIMES]                        reports of the proxy
+///     reach ID                                    the proxy connects
 ///     tick                                        only time passes
 struct Script {
     state: State,
@@ -87,6 +88,7 @@ impl Script {
             ["refused", id] => self.answer(id, ProbeResult::Refused, now),
             ["fail", id, kind] => self.fail(id, kind, 1, now),
             ["fail", id, kind, times] => self.fail(id, kind, times.parse().expect("a number"), now),
+            ["reach", id] => self.state.members[id].endpoint.reached(),
             ["tick"] => {}
             _ => panic!("no such command: {words:?}"),
         }
@@ -215,6 +217,31 @@ fn three_connects_in_vain_take_it_down() {
             1 ok a                   | a=up; probe passed
             2 fail a unreachable 2   | a=up
             3 fail a unreachable     | a=down; requests: cannot connect"#]],
+    );
+}
+
+#[test]
+fn connects_in_vain_count_only_in_a_row() {
+    check(
+        "
+        0 put a
+        1 ok a
+        2 fail a unreachable 2
+        3 reach a
+        4 fail a unreachable 2
+        5 reach a
+        6 fail a unreachable 2
+        7 fail a unreachable
+        ",
+        expect![[r#"
+            0 put a                  | a=unproven; probe a
+            1 ok a                   | a=up; probe passed
+            2 fail a unreachable 2   | a=up
+            3 reach a                | a=up
+            4 fail a unreachable 2   | a=up
+            5 reach a                | a=up
+            6 fail a unreachable 2   | a=up
+            7 fail a unreachable     | a=down; requests: cannot connect"#]],
     );
 }
 
