@@ -191,6 +191,15 @@ impl Reply {
     }
 }
 
+/// How long a response's body may stay silent.
+#[derive(Clone, Copy)]
+pub struct Patience {
+    /// Between two pieces.
+    pub idle: Duration,
+    /// Whether silence is as it should be. Then its end says nothing about the endpoint.
+    pub may_rest: bool,
+}
+
 /// A response's body as it arrives. Dropping it before its end closes the upstream connection: the client has
 /// left, and the rest would be in the way of the next response.
 pub struct Download {
@@ -199,8 +208,10 @@ pub struct Download {
     lease: Option<Lease>,
     /// The request's body. While some of it is still to be sent, nobody else may use the connection.
     upload: Upload,
-    patience: Duration,
+    patience: Patience,
     timer: Timer,
+    /// Since when the next piece is waited for.
+    quiet: Option<Instant>,
     meter: Meter,
 }
 
@@ -210,11 +221,11 @@ impl Download {
         incoming: Incoming,
         lease: Lease,
         upload: Upload,
-        patience: Duration,
+        patience: Patience,
         meter: Meter,
     ) -> Download {
         let (lease, timer) = (Some(lease), Timer::default());
-        let mut download = Download { incoming, lease, upload, patience, timer, meter };
+        let mut download = Download { incoming, lease, upload, patience, timer, quiet: None, meter };
         download.settle();
         download
     }
@@ -232,9 +243,27 @@ impl Download {
         }
     }
 
+    /// A client that failed to send its body brought the connection to the endpoint down with it.
     fn fail(&mut self, failure: Failure) {
         self.lease = None;
-        self.meter.blame(failure);
+        let may_rest = failure == Failure::Silent && self.patience.may_rest;
+        if self.upload.failed().is_none() && !may_rest {
+            self.meter.blame(failure);
+        }
+    }
+
+    /// Ready once the endpoint has been silent for too long. While it waits for the client it may be.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let began = *self.quiet.get_or_insert_with(Instant::now);
+        loop {
+            let since = self.upload.handed_over(began).unwrap_or_else(Instant::now);
+            let until = since + self.patience.idle;
+            if until <= Instant::now() {
+                return Poll::Ready(());
+            }
+            ready!(self.timer.poll(cx, || until));
+            self.timer.stop();
+        }
     }
 }
 
@@ -248,12 +277,12 @@ impl Body for Download {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let me = &mut *self;
         let Poll::Ready(piece) = Pin::new(&mut me.incoming).poll_frame(cx) else {
-            let patience = me.patience;
-            ready!(me.timer.poll(cx, || Instant::now() + patience));
+            ready!(me.poll_silence(cx));
             me.fail(Failure::Silent);
             return Poll::Ready(Some(Err(Error::Silent)));
         };
         me.timer.stop();
+        me.quiet = None;
         match piece {
             None => {
                 me.finish();

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::body::{Download, Reply, Share, Upload, UploadFailure};
+use super::body::{Download, Patience, Reply, Share, Upload, UploadFailure};
 use super::headers::{self, Arrival};
 use super::meter::Meter;
 use super::retry::{Fault, Plan, Step};
@@ -67,6 +67,8 @@ struct Exchange {
     upload: Upload,
     /// The client's half of an upgrade, if it asks for one.
     upgrade: Option<OnUpgrade>,
+    /// It names no host, as HTTP/1.0 allows; HTTP/1.1, which an endpoint is spoken to in, does not.
+    hostless: bool,
     session: Session,
     plan: Plan,
     tried: Vec<u64>,
@@ -122,6 +124,7 @@ impl Exchange {
             upload: Upload::new(incoming, phase, worker.limits.body_idle),
             worker: worker.clone(),
             meter,
+            hostless: !parts.headers.contains_key(HOST),
             parts,
             upgrade,
             session,
@@ -201,6 +204,9 @@ impl Exchange {
             true => self.parts.headers.clone(),
             false => std::mem::take(&mut self.parts.headers),
         };
+        if let (true, Ok(host)) = (self.hostless, HeaderValue::from_str(&endpoint.authority)) {
+            request.headers_mut().insert(HOST, host);
+        }
         request
     }
 
@@ -283,6 +289,10 @@ impl Exchange {
         }
         let mut meter = self.meter;
         let (mut head, incoming) = response.into_parts();
+        let patience = match headers::is_events(&head.headers) {
+            true => Patience { idle: self.worker.limits.tunnel_idle, may_rest: true },
+            false => Patience { idle: self.worker.limits.body_idle, may_rest: false },
+        };
         let closes = meter.answered(head.status);
         headers::to_downstream(&mut head.headers);
         if closes {
@@ -291,7 +301,6 @@ impl Exchange {
         if let Session::Fresh(key) = &self.session {
             headers::set_session(&mut head.headers, key);
         }
-        let patience = self.worker.limits.body_idle;
         passed(head, Reply::Upstream(Download::new(incoming, lease, self.upload, patience, meter)))
     }
 

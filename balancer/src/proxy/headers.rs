@@ -114,8 +114,14 @@ pub struct Arrival<'a> {
 }
 
 /// Turns a client's request headers into those for an endpoint. A target in absolute form overrides `Host`.
+///
+/// A body that came in chunks is announced as chunked again: without a word about it a GET has no body.
 pub fn to_upstream(headers: &mut HeaderMap, arrival: Arrival<'_>) {
+    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
     strip_hop_by_hop(headers);
+    if chunked {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     headers.remove(header::EXPECT);
     headers.remove(HTTP2_SETTINGS);
     let authority = arrival.uri.authority().map(strip_userinfo);
@@ -133,9 +139,20 @@ pub fn to_upstream(headers: &mut HeaderMap, arrival: Arrival<'_>) {
     }
 }
 
-/// Turns an endpoint's response headers into those for the client.
+/// Turns an endpoint's response headers into those for the client. Of two framings the length is the wrong one
+/// (RFC 9112 §6.3).
 pub fn to_downstream(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     strip_hop_by_hop(headers);
+}
+
+/// Whether a response is a stream of events, which may rest for as long as nothing happens.
+pub fn is_events(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let essence = kind.split(|&b| b == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// As [`to_downstream`], for a response that switches protocols.

@@ -98,6 +98,9 @@ fn router(shared: Shared) -> Router {
         .route("/own-session", get(own_session))
         .route("/early", any(early))
         .route("/big", get(big))
+        .route("/quiet", get(quiet))
+        .route("/quiet-events", get(quiet_events))
+        .route("/duplex", any(duplex))
         .fallback(echo)
         .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
             let seen = seen.clone();
@@ -186,6 +189,37 @@ async fn own_session() -> impl IntoResponse {
 /// Answers before the body has come.
 async fn early() -> impl IntoResponse {
     (http::StatusCode::PAYLOAD_TOO_LARGE, "too much")
+}
+
+/// Begins, and says nothing more.
+fn silence(shared: Shared) -> Body {
+    shared.seen.open.fetch_add(1, Ordering::SeqCst);
+    let open = Open(shared.seen);
+    let stream = futures_util::stream::unfold((0, open), |(n, open)| async move {
+        if n > 0 {
+            std::future::pending::<()>().await;
+        }
+        Some((Ok::<_, std::convert::Infallible>("data: 0\n\n"), (1, open)))
+    });
+    Body::from_stream(stream)
+}
+
+async fn quiet(State(shared): State<Shared>) -> Body {
+    silence(shared)
+}
+
+async fn quiet_events(State(shared): State<Shared>) -> impl IntoResponse {
+    ([("content-type", "text/event-stream; charset=utf-8")], silence(shared))
+}
+
+/// Begins its answer at once, and ends it when it has all of the request.
+async fn duplex(request: Request) -> Body {
+    let begins = futures_util::stream::once(async { Ok::<_, axum::Error>("begins,".to_owned()) });
+    let ends = futures_util::stream::once(async {
+        let body = axum::body::to_bytes(request.into_body(), usize::MAX).await?;
+        Ok(format!("{} bytes", body.len()))
+    });
+    Body::from_stream(futures_util::StreamExt::chain(begins, ends))
 }
 
 async fn big() -> Vec<u8> {

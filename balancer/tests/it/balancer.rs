@@ -155,6 +155,18 @@ pub async fn system(n: usize, args: &[&str]) -> (Registry, Vec<Backend>, Balance
     (registry, backends, balancer)
 }
 
+/// As [`system`], with `settings`, lines of a config file.
+pub async fn system_with(n: usize, settings: &str) -> (Registry, Vec<Backend>, Balancer) {
+    let registry = Registry::start().await;
+    let backends: Vec<Backend> = (0..n).map(|i| Backend::start(&format!("b{i}"))).collect();
+    backends.iter().for_each(|b| registry.register(&b.id, &b.url()));
+    let config = format!("port: 0\nhost: 127.0.0.1\nserviceRegistryURL: {}\n{settings}", registry.url());
+    let balancer = Balancer::spawn(&[], &config).await;
+    let ids: Vec<&str> = backends.iter().map(|b| b.id.as_str()).collect();
+    balancer.rotates(&ids).await;
+    (registry, backends, balancer)
+}
+
 /// Waits for a condition; panics with `what` if it does not come about.
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;

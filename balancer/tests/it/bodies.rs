@@ -1,5 +1,6 @@
 //! Bodies and upgraded connections pass through as they come.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::balancer::{eventually, system};
+use crate::balancer::{eventually, system, system_with};
 use crate::client::{self, Client};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,4 +160,76 @@ async fn a_client_that_breaks_off_its_upload_is_nobody_elses_fault() {
     let answer =
         client::send(lb.http, Request::get("/").header("host", "a").body(Full::default()).unwrap()).await;
     assert_eq!(answer.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_get_or_delete_with_a_body_in_chunks_keeps_it() {
+    let (_registry, _backends, lb) = system(1, &[]).await;
+    for method in ["GET", "DELETE", "POST"] {
+        let bytes = format!(
+            "{method} / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+             5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+        );
+        let answer = client::raw(lb.http, bytes.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"body_bytes\":11"), "{answer}");
+    }
+}
+
+/// Nothing happens at times; that is no failure of whoever would tell of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_events_outlast_other_bodies_and_are_held_against_nobody() {
+    let (_registry, backends, lb) = system_with(2, "bodyIdleTimeout: 200ms\n").await;
+    let open = || backends.iter().map(|b| b.seen.open.load(Ordering::SeqCst)).sum::<usize>();
+    let events = tokio::spawn(client::get(lb.http, "/quiet-events"));
+    eventually("the events are in flight", async || open() == 1).await;
+    assert!(client::get(lb.http, "/quiet").await.is_err(), "a body that stays silent is cut off");
+    eventually("only the events are left", async || open() == 1).await;
+    assert!(!events.is_finished());
+    events.abort();
+
+    let (_registry, _backends, lb) = system_with(2, "tunnelIdleTimeout: 50ms\n").await;
+    for _ in 0..16 {
+        assert!(client::get(lb.http, "/quiet-events").await.is_err(), "even events end");
+    }
+    lb.rotates(&["b0", "b1"]).await;
+    assert!(lb.metrics().await.contains("balancer_ejections_total 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_rest_while_the_client_is_still_sending() {
+    let (_registry, _backends, lb) = system_with(1, "bodyIdleTimeout: 500ms\n").await;
+    // Slower as a whole than the limit, each piece well within it.
+    let ticks = tokio::time::interval(Duration::from_millis(100));
+    let pieces = futures_util::stream::unfold((0, ticks), |(n, mut ticks)| async move {
+        ticks.tick().await;
+        (n < 10).then(|| (Ok::<_, hyper::Error>(Frame::data(Bytes::from_static(b"piece"))), (n + 1, ticks)))
+    });
+    let stream = TcpStream::connect(lb.http).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let body = StreamBody::new(Box::pin(pieces));
+    let request = Request::post("/duplex").header("host", "a").body(body).unwrap();
+    let answer = sender.send_request(request).await.unwrap().into_body().collect().await;
+    assert_eq!(answer.expect("it is not cut off").to_bytes(), "begins,50 bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_breaks_during_the_answer_is_not_the_backends_fault() {
+    let (_registry, _backends, lb) = system(2, &[]).await;
+    for _ in 0..16 {
+        let mut stream = TcpStream::connect(lb.http).await.unwrap();
+        let head = b"POST /duplex HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+        stream.write_all(head).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let mut n = 0;
+        while !answer[..n].windows(7).any(|w| w == b"begins,") {
+            n += stream.read(&mut answer[n..]).await.unwrap();
+        }
+        stream.write_all(b"not a length\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut answer).await;
+    }
+    eventually("it is over", async || lb.metrics().await.contains("balancer_downstream_connections 0\n"))
+        .await;
+    lb.rotates(&["b0", "b1"]).await;
+    assert!(lb.metrics().await.contains("balancer_ejections_total 0"));
 }

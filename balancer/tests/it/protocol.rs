@@ -113,9 +113,11 @@ async fn a_client_that_trickles_its_head_is_cut_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_1_0_and_pipelining_are_understood() {
-    let (_registry, _backends, lb) = system(1, &[]).await;
+    let (_registry, backends, lb) = system(1, &[]).await;
     let answer = client::raw(lb.http, b"GET /old HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200") && answer.contains("\"target\":\"/old\""), "{answer}");
+    let host = format!("[\"host\",\"{}\"]", backends[0].address);
+    assert!(answer.contains(&host), "HTTP/1.1 demands a host: {answer}");
     let two = b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let answer = client::raw(lb.http, two).await;
     assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");

@@ -74,6 +74,7 @@ fn hop_by_hop_fields_stay_behind_ours_do_not() {
         expect![[r#"
             host: a
             trailer: x
+            transfer-encoding: chunked
             x-forwarded-for: 10.0.0.9
             x-forwarded-host: a
             x-forwarded-proto: http
@@ -162,6 +163,24 @@ fn the_target_in_absolute_form_names_the_host() {
     let client = IpAddr::from([1, 1, 1, 1]);
     to_upstream(&mut headers, Arrival { client, upgrade: None, uri: &uri, fresh_id: 0 });
     assert_eq!(headers[header::HOST], "right:81");
+}
+
+#[test]
+fn event_streams_are_known_by_their_type() {
+    let events = |lines| is_events(&map(lines));
+    assert!(events("content-type: text/event-stream"));
+    assert!(events("content-type: Text/Event-Stream ; charset=utf-8"));
+    assert!(!events("content-type: text/event-streams") && !events("accept: text/event-stream"));
+}
+
+#[test]
+fn a_length_beside_chunks_is_dropped() {
+    let mut headers = map("content-length: 3\ntransfer-encoding: chunked\nserver: x");
+    to_downstream(&mut headers);
+    assert_eq!(text(&headers), "server: x");
+    let mut headers = map("content-length: 3");
+    to_downstream(&mut headers);
+    assert_eq!(text(&headers), "content-length: 3");
 }
 
 #[test]
