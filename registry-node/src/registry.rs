@@ -29,6 +29,9 @@ pub use crate::{
 /// How long a watch waits for a revision that this node has not applied yet.
 const WATCH_CATCH_UP: Duration = Duration::from_secs(2);
 
+/// Heartbeats of one call: a follower passes them on whole, and a late one delays only these.
+const BEATS_MAX: usize = 1_024;
+
 /// How long the readiness check may take to read; a node that needs longer is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -269,6 +272,11 @@ impl Registry {
     /// Renews leases; one result a beat, in order: false means that the lease is gone and the instance must
     /// register again.
     pub async fn heartbeat(&self, beats: Vec<(InstanceId, Option<u64>)>) -> Result<Answer<Vec<bool>>, Error> {
+        if beats.len() > BEATS_MAX {
+            let why =
+                format!("are {} in one call, at most {BEATS_MAX} are taken: send several calls", beats.len());
+            return Err(Error::Invalid { field: "beats".into(), why });
+        }
         let deadline = Instant::now() + self.limits.call_timeout;
         let renewed = self.keeper.renew(&beats, deadline).await?;
         Ok(Answer { header: self.header(), value: renewed })
@@ -391,14 +399,20 @@ impl Registry {
         let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
         let cause = Provenance { by: caller.by, why: caller.why, at_ms };
         let deadline = Instant::now() + self.limits.call_timeout;
+        let mut doubt = None;
         loop {
             let proposal =
                 Proposal { command: command.clone(), cause: cause.clone(), origin: caller.origin.clone() };
             match self.consensus.propose(proposal, deadline).await {
-                Err(consensus::Error::Unknown { .. }) if caller.repeats && Instant::now() < deadline => {
-                    continue;
+                Err(unknown @ consensus::Error::Unknown { .. })
+                    if caller.repeats && Instant::now() < deadline =>
+                {
+                    doubt = Some(unknown);
+                    self.consensus.await_change(deadline).await;
                 }
-                done => return Ok(done?),
+                // However the repetition failed, the first may still have happened.
+                Err(error) => return Err(doubt.unwrap_or(error).into()),
+                Ok(effect) => return Ok(effect),
             }
         }
     }
@@ -440,14 +454,21 @@ impl Watcher {
     }
 }
 
+fn reused_sequence() -> Error {
+    let why = "was used for another request of this client: number every request anew";
+    Error::Invalid { field: "seq".into(), why: why.into() }
+}
+
 fn refusal(id: &InstanceId, outcome: Outcome) -> Error {
     match outcome {
+        Outcome::Refused(Refusal::SequenceReused) => reused_sequence(),
         Outcome::Refused(Refusal::StaleSequence) => Error::StaleSequence,
         Outcome::Refused(Refusal::NotFound) => Error::NotFound { id: id.to_string() },
         Outcome::Refused(Refusal::Precondition { current }) => Error::Precondition { current },
         Outcome::Refused(Refusal::Superseded { current }) => {
             Error::Superseded { id: id.to_string(), current }
         }
-        other => unreachable!("a call about {id} was answered with {other:?}"),
+        // Only a number used twice is answered with what became of another command.
+        _ => reused_sequence(),
     }
 }

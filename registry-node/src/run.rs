@@ -8,18 +8,19 @@ use std::{
 };
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     runtime,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, level_filters::LevelFilter};
+use tracing::{error, info, level_filters::LevelFilter, warn};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     api,
-    config::{Args, Config},
+    config::{Args, Config, Limits},
     consensus::{Consensus, Parts, PeerServer, StartError, identity_in},
     lease::Keeper,
     metrics::Metrics,
@@ -32,6 +33,11 @@ use crate::{
 const EX_USAGE: u8 = 64;
 const EX_IOERR: i32 = 74;
 const EX_CONFIG: u8 = 78;
+
+/// Open files for the store, the peers and the process itself.
+const FILES_RESERVED: usize = 256;
+/// What a process may open where nothing says otherwise.
+const FILES_ASSUMED: usize = 1_024;
 
 /// How long open calls may take to finish once the node stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -108,7 +114,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         Box::pin(async move { keeper.renew_here(&beats, tokio::time::Instant::now() + GRACE).await })
     }));
 
-    let limits = Arc::new(config.limits.clone());
+    let limits = Arc::new(within_descriptors(config.limits.clone()));
     let registry = Registry::new(consensus.clone(), hub, keeper, limits.clone());
     // Only now: a client that cannot connect asks another node at once.
     let (rest, grpc) = (listen("REST", config.rest).await?, listen("gRPC", config.grpc).await?);
@@ -131,6 +137,26 @@ async fn run(config: Config) -> anyhow::Result<()> {
     consensus.stop().await;
     peers_stop.cancel();
     Ok(())
+}
+
+/// Raises the process's limit of open files as far as it may, and keeps the clients' share of it below what the
+/// store and the peers need.
+fn within_descriptors(limits: Limits) -> Limits {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(usize::try_from(hard).unwrap_or(usize::MAX))
+    });
+    let files = raised.unwrap_or(FILES_ASSUMED);
+    // Two client ports.
+    let each = files.saturating_sub(FILES_RESERVED) / 2;
+    if each < limits.connections_max {
+        warn!(
+            files,
+            connections = each,
+            "the limit of open files bounds the connections of each client port"
+        );
+    }
+    Limits { connections_max: limits.connections_max.min(each.max(1)), ..limits }
 }
 
 fn peer_server(config: &Config, store: &Store, recovered: &Recovered) -> Result<PeerServer, StartError> {

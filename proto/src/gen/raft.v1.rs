@@ -208,6 +208,9 @@ pub struct IdentifyRequest {
     /// Who asks.
     #[prost(uint64, tag = "1")]
     pub from: u64,
+    /// Whether it asks to join a running cluster; then `knows_you` is certain, or the call fails.
+    #[prost(bool, tag = "2")]
+    pub joining: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IdentifyResponse {
@@ -219,6 +222,9 @@ pub struct IdentifyResponse {
     /// Whether it has ever voted or held a log: then its cluster is running, and an empty node was wiped.
     #[prost(bool, tag = "7")]
     pub initialised: bool,
+    /// Whether the asker's id is already a member: then its directory was emptied.
+    #[prost(bool, tag = "8")]
+    pub knows_you: bool,
     /// Where it says it is reached; full URLs.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
@@ -251,7 +257,7 @@ pub mod raft_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Every call carries a `PeerHeader`; a node refuses a call of another cluster or one meant for another node.
+    /// Every call of a running cluster carries a `PeerHeader`; a node refuses a call of another cluster or one meant for another node.
     #[derive(Debug, Clone)]
     pub struct RaftClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -501,7 +507,7 @@ pub mod raft_client {
             req.extensions_mut().insert(GrpcMethod::new("raft.v1.Raft", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asked by a node that may have to initialise the cluster. The header's cluster id is empty.
+        /// Asked by a node that has no cluster yet.
         pub async fn identify(
             &mut self,
             request: impl tonic::IntoRequest<super::IdentifyRequest>,
@@ -605,7 +611,7 @@ pub mod raft_server {
             tonic::Response<super::PeerHeartbeatResponse>,
             tonic::Status,
         >;
-        /// Asked by a node that may have to initialise the cluster. The header's cluster id is empty.
+        /// Asked by a node that has no cluster yet.
         async fn identify(
             &self,
             request: tonic::Request<super::IdentifyRequest>,
@@ -619,7 +625,7 @@ pub mod raft_server {
             request: tonic::Request<super::AdoptRequest>,
         ) -> std::result::Result<tonic::Response<super::AdoptResponse>, tonic::Status>;
     }
-    /// Every call carries a `PeerHeader`; a node refuses a call of another cluster or one meant for another node.
+    /// Every call of a running cluster carries a `PeerHeader`; a node refuses a call of another cluster or one meant for another node.
     #[derive(Debug)]
     pub struct RaftServer<T> {
         inner: Arc<T>,

@@ -143,6 +143,9 @@ pub fn caller(
             return Err(invalid(field, format!("has {} bytes; {NAME_BYTES_MAX} are allowed", text.len())));
         }
     }
+    if !client.is_empty() && seq == 0 {
+        return Err(invalid("seq", "is 0: a client that names itself numbers its requests from 1"));
+    }
     let by = if by.is_empty() { default_by } else { by };
     let origin = (!client.is_empty()).then_some(Origin { client, seq });
     Ok(Caller { by, why, repeats: origin.is_some(), origin })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Catalog;
-use super::sessions::Session;
+use super::sessions::{Done, Session};
 use super::types::{
     Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec,
     Status,
@@ -84,7 +84,15 @@ pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, envelope::Error> {
 
 /// The record's part of [`Catalog::hash`]: FNV-1a (64 bit) of its bytes in version 1, mixed.
 pub fn record_hash(record: &Record) -> u64 {
-    let bytes = envelope::encode(&RecordV1::from(record));
+    fnv1a(&envelope::encode(&RecordV1::from(record)))
+}
+
+/// Tells one command from another: the same hash over its bytes in version 1.
+pub fn command_digest(command: &Command) -> u64 {
+    fnv1a(&envelope::encode(&CommandV1::from(command)))
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
     let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv))
 }
@@ -108,8 +116,9 @@ impl Catalog {
         for (client, session) in self.sessions.iter() {
             let (used, forgotten) = (session.used, session.forgotten);
             chunks.push(&ItemV1::Session { client: client.clone(), used, forgotten });
-            for (seq, outcome) in &session.outcomes {
-                chunks.push(&ItemV1::Outcome { client: client.clone(), seq: *seq, outcome: outcome.into() });
+            for (seq, done) in &session.outcomes {
+                let (digest, outcome) = (done.digest, (&done.outcome).into());
+                chunks.push(&ItemV1::Outcome { client: client.clone(), seq: *seq, digest, outcome });
             }
         }
         chunks.finish()
@@ -198,9 +207,9 @@ impl Restore {
                 self.sessions += 1;
                 self.catalog.sessions.insert(client, Session { used, forgotten, outcomes: BTreeMap::new() });
             }
-            (ItemV1::Outcome { client, seq, outcome }, true) => {
-                let outcome = outcome.try_into().map_err(broken)?;
-                self.outcomes += u64::from(self.catalog.sessions.insert_outcome(&client, seq, outcome));
+            (ItemV1::Outcome { client, seq, digest, outcome }, true) => {
+                let done = Done { digest, outcome: outcome.try_into().map_err(broken)? };
+                self.outcomes += u64::from(self.catalog.sessions.insert_outcome(&client, seq, done));
             }
         }
         Ok(())
@@ -252,7 +261,7 @@ enum ItemV1 {
     Header(HeaderV1),
     Record(Box<RecordV1>),
     Session { client: String, used: u64, forgotten: u64 },
-    Outcome { client: String, seq: u64, outcome: OutcomeV1 },
+    Outcome { client: String, seq: u64, digest: u64, outcome: OutcomeV1 },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -343,6 +352,7 @@ enum RefusalV1 {
     Superseded { current: u64 },
     StaleTerm,
     StaleSequence,
+    SequenceReused,
 }
 
 impl HeaderV1 {
@@ -553,6 +563,7 @@ impl From<&Refusal> for RefusalV1 {
             Refusal::Superseded { current } => RefusalV1::Superseded { current: *current },
             Refusal::StaleTerm => RefusalV1::StaleTerm,
             Refusal::StaleSequence => RefusalV1::StaleSequence,
+            Refusal::SequenceReused => RefusalV1::SequenceReused,
         }
     }
 }
@@ -565,6 +576,7 @@ impl From<RefusalV1> for Refusal {
             RefusalV1::Superseded { current } => Refusal::Superseded { current },
             RefusalV1::StaleTerm => Refusal::StaleTerm,
             RefusalV1::StaleSequence => Refusal::StaleSequence,
+            RefusalV1::SequenceReused => Refusal::SequenceReused,
         }
     }
 }

@@ -16,7 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sessions::Sessions;
+use sessions::{Done, Sessions};
 
 pub use codec::{RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal};
 pub use types::{
@@ -41,12 +41,14 @@ impl Catalog {
     /// Applies a proposal from an entry of `entry_term`. Whatever it asks, the answer is the same on every node
     /// whose catalog is the same.
     pub fn apply(&mut self, entry_term: u64, proposal: &Proposal) -> Applied {
-        if let Some(outcome) = proposal.origin.as_ref().and_then(|origin| self.sessions.recall(origin)) {
+        let ticket =
+            proposal.origin.as_ref().map(|origin| (origin, codec::command_digest(&proposal.command)));
+        if let Some(outcome) = ticket.and_then(|(origin, digest)| self.sessions.recall(origin, digest)) {
             return Applied { revision: self.revision, outcome, events: Vec::new() };
         }
         let (outcome, events) = self.execute(entry_term, &proposal.command, &proposal.cause);
-        if let Some(origin) = &proposal.origin {
-            self.sessions.remember(origin, self.revision, outcome.clone());
+        if let Some((origin, digest)) = ticket {
+            self.sessions.remember(origin, self.revision, Done { digest, outcome: outcome.clone() });
         }
         Applied { revision: self.revision, outcome, events }
     }

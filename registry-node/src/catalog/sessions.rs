@@ -31,25 +31,35 @@ pub struct Session {
     /// Numbers up to this one are forgotten; 0 if none is.
     pub forgotten: u64,
     /// By number; all greater than `forgotten`.
-    pub outcomes: BTreeMap<u64, Outcome>,
+    pub outcomes: BTreeMap<u64, Done>,
+}
+
+/// A command that was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Of the command, to notice a number that is used twice.
+    pub digest: u64,
+    /// What became of it.
+    pub outcome: Outcome,
 }
 
 impl Sessions {
-    /// What a command of this origin must answer without being applied; none if it is to be applied.
-    pub fn recall(&self, origin: &Origin) -> Option<Outcome> {
+    /// What a command of this origin and digest must answer without being applied; none if it is to be applied.
+    pub fn recall(&self, origin: &Origin, digest: u64) -> Option<Outcome> {
         let session = self.clients.get(&origin.client)?;
-        if let Some(outcome) = session.outcomes.get(&origin.seq) {
-            return Some(outcome.clone());
+        if let Some(done) = session.outcomes.get(&origin.seq) {
+            let same = done.digest == digest;
+            return Some(if same { done.outcome.clone() } else { Outcome::Refused(Refusal::SequenceReused) });
         }
         (origin.seq <= session.forgotten).then_some(Outcome::Refused(Refusal::StaleSequence))
     }
 
     /// Notes what became of a command that [`Sessions::recall`] did not know, at the catalog's `revision`.
-    pub fn remember(&mut self, origin: &Origin, revision: u64, outcome: Outcome) {
+    pub fn remember(&mut self, origin: &Origin, revision: u64, done: Done) {
         let mut session = self.clients.remove(&origin.client).unwrap_or_default();
         self.by_use.remove(&(session.used, origin.client.clone()));
         session.used = revision;
-        session.outcomes.insert(origin.seq, outcome);
+        session.outcomes.insert(origin.seq, done);
         if session.outcomes.len() > OUTCOMES_MAX
             && let Some((seq, _)) = session.outcomes.pop_first()
         {
@@ -73,9 +83,9 @@ impl Sessions {
     }
 
     /// One more outcome of a client put back before; false if there is no such client.
-    pub fn insert_outcome(&mut self, client: &str, seq: u64, outcome: Outcome) -> bool {
+    pub fn insert_outcome(&mut self, client: &str, seq: u64, done: Done) -> bool {
         let session = self.clients.get_mut(client);
-        session.map(|session| session.outcomes.insert(seq, outcome)).is_some()
+        session.map(|session| session.outcomes.insert(seq, done)).is_some()
     }
 
     fn evict(&mut self) {

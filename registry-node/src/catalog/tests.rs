@@ -174,6 +174,7 @@ fn a_repeated_command_answers_as_the_first_time_and_changes_nothing() {
         deregister a #c.2
         register web/a #c.1
         deregister a #c.2
+        register web/b #c.1
         deregister a #d.2
         ",
         expect![[r#"
@@ -181,6 +182,7 @@ fn a_repeated_command_answers_as_the_first_time_and_changes_nothing() {
             deregister a #c.2                rev=2 Deregistered { found: true }, delete web/a@1
             register web/a #c.1              rev=2 registered 1..1
             deregister a #c.2                rev=2 Deregistered { found: true }
+            register web/b #c.1              rev=2 Refused(SequenceReused)
             deregister a #d.2                rev=2 Deregistered { found: false }
         "#]],
     );
@@ -376,7 +378,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
 struct Naive {
     revision: u64,
     records: BTreeMap<String, (String, Status, u64, u64)>,
-    answered: BTreeMap<(String, u64), Outcome>,
+    answered: BTreeMap<(String, u64), (Command, Outcome)>,
 }
 
 impl Naive {
@@ -446,14 +448,15 @@ proptest! {
             prop_assert_eq!(&applied, &twin.apply(7, &decode_proposal(&encode_proposal(proposal)).expect("our own bytes")));
             let key = proposal.origin.as_ref().map(|origin| (origin.client.clone(), origin.seq));
             let changed = match key.as_ref().and_then(|key| naive.answered.get(key)) {
-                Some(outcome) => {
-                    prop_assert_eq!(&applied.outcome, outcome);
+                Some((command, outcome)) => {
+                    let reused = Outcome::Refused(Refusal::SequenceReused);
+                    prop_assert_eq!(&applied.outcome, if *command == proposal.command { outcome } else { &reused });
                     false
                 }
                 None => naive.apply(&proposal.command),
             };
             if let Some(key) = key {
-                naive.answered.insert(key, applied.outcome.clone());
+                naive.answered.entry(key).or_insert((proposal.command.clone(), applied.outcome.clone()));
             }
             prop_assert_eq!(applied.revision, naive.revision);
             prop_assert_eq!(applied.revision, before + u64::from(changed));

@@ -239,6 +239,8 @@ pub enum Refusal {
     StaleTerm,
     /// The client's number is older than the outcomes still remembered: whether it once took effect is unknown.
     StaleSequence,
+    /// The client has used the number for another command.
+    SequenceReused,
 }
 
 /// How the catalog changed.

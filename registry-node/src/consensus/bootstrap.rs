@@ -24,6 +24,8 @@ use crate::{
 const ROUND: Duration = Duration::from_millis(100);
 /// A peer answers this soon or not at all in this round.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// A joining node's question needs a round trip through the leader.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a waiting node says what it waits for.
 const REMIND: Duration = Duration::from_secs(5);
 
@@ -114,14 +116,27 @@ pub async fn find_place(config: &Config, found: &Recovered, server: &PeerServer)
 async fn join(config: &Config, peer: &str, server: &PeerServer) -> Result<Place, Error> {
     let refused = |why: String| Error::Join { peer: peer.into(), why };
     let mut client = client_at(peer);
-    let asked =
-        tokio::time::timeout(ASK_TIMEOUT, client.identify(pb::IdentifyRequest { from: config.id })).await;
+    let asked = tokio::time::timeout(
+        JOIN_TIMEOUT,
+        client.identify(pb::IdentifyRequest { from: config.id, joining: true }),
+    )
+    .await;
     let answer = asked
         .map_err(|_| refused("it does not answer".into()))?
         .map_err(|e| refused(e.message().into()))?
         .into_inner();
     if answer.cluster_id.is_empty() {
         return Err(refused("it belongs to no cluster yet".into()));
+    }
+    if answer.knows_you {
+        return Err(Error::Wiped {
+            dir: config.dir.clone(),
+            id: config.id,
+            peer: answer.node_id,
+            cluster: answer.cluster_id,
+            join: peer.into(),
+            rest: answer.rest,
+        });
     }
     server.adopt(Identity { cluster_id: answer.cluster_id.clone(), node_id: config.id }).await?;
     let (Config { id, name, .. }, at) = (config, &config.advertise);
@@ -193,10 +208,12 @@ async fn ask(config: &Config, members: &BTreeMap<u64, String>) -> Vec<pb::Identi
     let others = members.iter().filter(|(id, _)| **id != config.id);
     let asked = others.map(|(id, address)| async move {
         let mut client = client_at(config.peer_override.get(id).unwrap_or(address));
-        let answer =
-            tokio::time::timeout(ASK_TIMEOUT, client.identify(pb::IdentifyRequest { from: config.id }))
-                .await
-                .ok()?;
+        let answer = tokio::time::timeout(
+            ASK_TIMEOUT,
+            client.identify(pb::IdentifyRequest { from: config.id, joining: false }),
+        )
+        .await
+        .ok()?;
         answer.ok().map(tonic::Response::into_inner).filter(|answer| answer.node_id == *id)
     });
     join_all(asked).await.into_iter().flatten().collect()

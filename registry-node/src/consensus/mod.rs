@@ -60,6 +60,10 @@ const RETRY: Duration = Duration::from_millis(50);
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a leader that stops waits for its successor.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Log entries that a learner may be behind and still be given a vote; replicated within a heartbeat or two.
+const PROMOTION_LAG_MAX: u64 = 100;
+/// How long consensus may take to stop: what it has acknowledged is on disk already.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a membership change may take: a learner may need a snapshot first.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -180,6 +184,7 @@ impl Consensus {
         let Parts { config, store, recovered, hub, server, tracker } = parts;
         let damaged = |what: String| StartError::Damaged { dir: config.dir.clone(), what };
         let place = bootstrap::find_place(config, &recovered, server).await?;
+        covers_the_purged(&recovered).map_err(damaged)?;
         let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
         let machine = Machine::open(hub.clone(), store, recovered.snapshot).map_err(damaged)?;
         let applied = machine.applied();
@@ -257,17 +262,7 @@ impl Consensus {
     }
 
     fn heard_quorum(&self) -> bool {
-        let metrics = self.0.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        if metrics.state != ServerState::Leader {
-            return false;
-        }
-        if metrics.membership_config.voter_ids().eq([self.0.id]) {
-            return true;
-        }
-        metrics
-            .last_quorum_acked
-            .is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) < self.0.timers.election_max)
+        self.quorum_age().is_some_and(|age| age < self.0.timers.election_max)
     }
 
     /// Replicates a proposal wherever the leader is, and returns what it did. Tries until `deadline` while it is
@@ -377,14 +372,26 @@ impl Consensus {
         Header { cluster_id, node_id, term: self.term(), revision, compact_revision, leader, age }
     }
 
-    /// Since a leader was heard; zero on the leader.
+    /// Since a leader was heard; on the leader, since a quorum was: one that is cut off grows old too.
     fn age(&self, lead: &Lead) -> Duration {
         let heard = Duration::from_millis(self.0.heard_ms.load(Ordering::Relaxed));
-        if matches!(lead, Lead::Here { .. }) {
-            Duration::ZERO
-        } else {
-            self.0.started.elapsed().saturating_sub(heard)
+        let since_heard = self.0.started.elapsed().saturating_sub(heard);
+        match lead {
+            Lead::Here { .. } => self.quorum_age().unwrap_or(since_heard),
+            _ => since_heard,
         }
+    }
+
+    /// Since a quorum answered this leader; none if none has yet.
+    fn quorum_age(&self) -> Option<Duration> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.membership_config.voter_ids().eq([self.0.id]) {
+            return Some(Duration::ZERO);
+        }
+        let age = metrics.last_quorum_acked.map(|at| openraft::Instant::elapsed(&at.into_inner()))?;
+        // Heartbeats come at intervals: within two of them it is fresh.
+        Some(if age <= 2 * self.0.timers.heartbeat { Duration::ZERO } else { age })
     }
 
     fn term(&self) -> u64 {
@@ -399,13 +406,41 @@ impl Consensus {
     /// Adds a learner. The leader only.
     pub async fn add_learner(&self, member: Member) -> Result<(), Error> {
         let address = Address { name: member.name, peer: member.peer, grpc: member.grpc, rest: member.rest };
-        membership(self.0.raft.add_learner(member.id, address, false)).await
+        membership(false, self.0.raft.add_learner(member.id, address, false)).await
     }
 
-    /// Gives a learner a vote. The leader only; refused until it has nearly caught up.
+    /// Gives a learner a vote. The leader only; refused until it has nearly caught up: a voter that is behind or
+    /// away counts for the quorum, and taking it out again would need one.
     pub async fn promote(&self, id: u64) -> Result<(), Error> {
-        membership(self.0.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true))
-            .await
+        self.has_caught_up(id)?;
+        membership(
+            true,
+            self.0.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true),
+        )
+        .await
+    }
+
+    fn has_caught_up(&self, id: u64) -> Result<(), Error> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
+        let refused = |why: String| Err(Error::Refused { why });
+        let Some(matched) = replication.get(&id) else {
+            return refused(format!("node {id} is no member: add it first"));
+        };
+        let heard = metrics.heartbeat.as_ref().and_then(|acked| *acked.get(&id)?);
+        let fresh =
+            |at: openraft::TokioInstant| openraft::Instant::elapsed(&at) < 2 * self.0.timers.election_max;
+        if matched.is_none() || !heard.is_some_and(|at| fresh(at.into_inner())) {
+            return refused(format!("node {id} does not answer: start it first"));
+        }
+        let (last, at) = (metrics.last_log_index.unwrap_or(0), matched.map_or(0, |id| id.index));
+        if last.saturating_sub(at) > PROMOTION_LAG_MAX {
+            return refused(format!(
+                "node {id} has caught up to log index {at} of {last} only: try again when it has"
+            ));
+        }
+        Ok(())
     }
 
     /// Takes a member out. The leader only.
@@ -413,12 +448,16 @@ impl Consensus {
         let voter = self.0.raft.voter_ids().any(|voter| voter == id);
         if voter {
             membership(
+                true,
                 self.0.raft.change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false),
             )
             .await
         } else {
-            membership(self.0.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false))
-                .await
+            membership(
+                false,
+                self.0.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false),
+            )
+            .await
         }
     }
 
@@ -477,9 +516,9 @@ impl Consensus {
         }
     }
 
-    /// Stops.
+    /// Stops, or gives up waiting for a disk that hangs.
     pub async fn stop(&self) {
-        let _ = self.0.raft.shutdown().await; // it only fails when it has already stopped
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.0.raft.shutdown()).await;
     }
 
     /// Returns when consensus has stopped by itself: then this node can only end.
@@ -504,12 +543,17 @@ async fn bounded(
 
 /// Waits for a membership change and says what became of it.
 async fn membership<T>(
+    in_two_steps: bool,
     change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
 ) -> Result<(), Error> {
     match tokio::time::timeout(MEMBERSHIP_TIMEOUT, change).await {
         Err(_) => Err(Error::Unknown { why: "the membership change takes longer than expected".into() }),
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(match error.into_api_error() {
+            // Of a change in two steps the first may be done.
+            Some(ClientWriteError::ForwardToLeader(_)) if in_two_steps => {
+                Error::Unknown { why: "leadership was lost".into() }
+            }
             Some(ClientWriteError::ForwardToLeader(_)) => Error::NoLeader,
             Some(ClientWriteError::ChangeMembershipError(refused)) => {
                 Error::Refused { why: refused.to_string() }
@@ -551,6 +595,17 @@ async fn follow_lead(raft: Raft<Types, Machine>, id: u64, lead: watch::Sender<Le
     }
 }
 
+/// What is purged from the log must be in the snapshot: else applied entries are nowhere.
+fn covers_the_purged(found: &Recovered) -> Result<(), String> {
+    let reach = found.snapshot.as_ref().map(|snapshot| snapshot.index);
+    match &found.purged {
+        Some(purged) if reach.is_none_or(|reach| reach < purged.index) => {
+            Err(format!("the log is purged up to {}, and the snapshot reaches to {reach:?}", purged.index))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn settings(config: &config::Config) -> Result<Config, StartError> {
     let ms = |d: Duration| d.as_millis() as u64;
     let timers = config.timers;
@@ -561,6 +616,8 @@ fn settings(config: &config::Config) -> Result<Config, StartError> {
         election_timeout_max: ms(timers.election_max),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every),
         max_in_snapshot_log_to_keep: config.log_keep,
+        // Entries of 96 KiB at most: one append stays below the message limit.
+        max_payload_entries: (network::MESSAGE_BYTES_MAX / 2 / crate::storage::ENTRY_BYTES_MAX) as u64,
         purge_batch_size: 256.min(config.log_keep.max(1)),
         // A leader that hears no quorum must not keep its followers from electing another.
         quorum_loss_probe_interval: Some(2 * ms(timers.election_max)),

@@ -38,6 +38,8 @@ pub type Renew = Box<
 
 /// How long the leader works on what a follower forwarded.
 const FORWARDED_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a node that joins waits to hear whether its id is free.
+const KNOWS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Proposals and heartbeats of one forwarded call.
 const FORWARDED_MAX: usize = 4_096;
 /// A snapshot is refused beyond this: no catalog within our limits is as large.
@@ -121,6 +123,19 @@ impl PeerServer {
         self.0.store.put(Slot::Identity, codec::encode_identity(&identity)).await?;
         *self.0.identity.write().expect("no panic while it is held") = Some(identity);
         Ok(())
+    }
+
+    /// Whether the asker's id is a member's. For one that joins it must be certain: a node that lags could have
+    /// missed that it was added.
+    async fn knows(&self, asker: &pb::IdentifyRequest) -> Result<bool, Status> {
+        let Some(consensus) = self.0.consensus.get() else { return Ok(false) };
+        if asker.joining {
+            let read = consensus.read_barrier(Instant::now() + KNOWS_TIMEOUT).await;
+            read.map_err(|error| {
+                Status::unavailable(format!("whether your id is free cannot be said now: {error}"))
+            })?;
+        }
+        Ok(consensus.members().iter().any(|member| member.id == asker.from))
     }
 
     /// The node's part in the cluster that the caller names.
@@ -333,12 +348,14 @@ impl raft_server::Raft for PeerServer {
 
     async fn identify(
         &self,
-        _request: Request<pb::IdentifyRequest>,
+        request: Request<pb::IdentifyRequest>,
     ) -> Result<Response<pb::IdentifyResponse>, Status> {
         let config = &self.0.config;
+        let knows_you = self.knows(&request.into_inner()).await?;
         Ok(Response::new(pb::IdentifyResponse {
             node_id: config.id,
             cluster_id: self.identity().map(|identity| identity.cluster_id).unwrap_or_default(),
+            knows_you,
             initialised: self.0.initialised || self.0.consensus.get().is_some_and(Consensus::is_initialised),
             name: config.name.clone(),
             peer: config.advertise.peer.clone(),

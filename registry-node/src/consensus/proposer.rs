@@ -82,10 +82,16 @@ async fn pack(
                 carried = Some((sealed, reply));
                 break;
             }
-            bytes += sealed.weight();
-            batch.push(sealed);
-            replies.push(reply);
+            // Whoever gave up was told that the outcome is unknown; nobody waits for it any more.
+            if !reply.is_closed() {
+                bytes += sealed.weight();
+                batch.push(sealed);
+                replies.push(reply);
+            }
             next = waiting.try_recv().ok();
+        }
+        if batch.is_empty() {
+            continue;
         }
         submit(&raft, Batch(batch.into()), replies, slot, &tracker).await;
     }

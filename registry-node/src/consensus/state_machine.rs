@@ -96,7 +96,11 @@ impl RaftStateMachine<Types> for Machine {
         let invalid = |e: String| io::Error::new(io::ErrorKind::InvalidData, e);
         let catalog = Catalog::from_chunks(&chunks).map_err(|e| invalid(e.to_string()))?;
         self.store
-            .save_snapshot(storage::Snapshot { meta: codec::encode_snapshot_meta(meta), chunks })
+            .save_snapshot(storage::Snapshot {
+                index: index_of(meta),
+                meta: codec::encode_snapshot_meta(meta),
+                chunks,
+            })
             .await?;
         info!(revision = catalog.revision(), instances = catalog.len(), "installed a snapshot");
         self.adopt(meta, catalog);
@@ -109,6 +113,10 @@ impl RaftStateMachine<Types> for Machine {
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         Ok(Some(Snapshot { meta, snapshot: stored.chunks }))
     }
+}
+
+fn index_of(meta: &SnapshotMeta) -> u64 {
+    meta.last_log_id.map_or(0, |id| id.index)
 }
 
 /// A copy of the catalog at one log id, on its way to disk.
@@ -127,8 +135,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
             catalog.to_chunks().into_iter().map(Bytes::from).collect::<Chunks>()
         });
         let chunks = chunks.await.map_err(io::Error::other)?;
-        let stored =
-            storage::Snapshot { meta: codec::encode_snapshot_meta(&self.meta), chunks: chunks.clone() };
+        let stored = storage::Snapshot {
+            index: index_of(&self.meta),
+            meta: codec::encode_snapshot_meta(&self.meta),
+            chunks: chunks.clone(),
+        };
         self.store.save_snapshot(stored).await?;
         info!(
             revision = self.catalog.revision(),

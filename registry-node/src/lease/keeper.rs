@@ -13,8 +13,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,8 @@ const VICTIMS_MAX: usize = 100;
 /// Heartbeats that a follower sends on together, and how long the first of them waits for the others.
 const FORWARD_MAX: usize = 512;
 const FORWARD_LINGER: Duration = Duration::from_millis(5);
+/// Calls to the leader at once; each ends by its deadline.
+const FORWARD_CALLS: usize = 64;
 /// Callers that may wait to be forwarded.
 const FORWARD_QUEUE: usize = 1_024;
 
@@ -150,11 +153,24 @@ impl Keeper {
         }
     }
 
+    /// Looks after the leases at every tick. Expiries are replicated beside it, one proposal at a time, so that a
+    /// slow commit is not taken for time in which heartbeats were not heard.
     async fn expire_overdue(&self) {
         let inner = &self.0;
         let mut good_tick = Instant::now();
+        let mut expiring: Option<BoxFuture<'_, ()>> = None;
         loop {
-            tokio::time::sleep_until(Instant::now() + TICK).await;
+            let tick = tokio::time::sleep(TICK);
+            tokio::pin!(tick);
+            while let Some(expiry) = &mut expiring {
+                tokio::select! {
+                    () = expiry => expiring = None,
+                    () = &mut tick => break,
+                }
+            }
+            if expiring.is_none() {
+                tick.await;
+            }
             let now = Instant::now();
             let Some(term) = inner.consensus.confirmed_term() else {
                 // A leader that cannot prove it is late from here on; whoever does not lead is not.
@@ -163,16 +179,11 @@ impl Keeper {
                 }
                 continue;
             };
-            let victims = {
-                let mut ledger = inner.up_to_date(term);
-                inner.compensate(&mut ledger, now.saturating_duration_since(good_tick + TICK), term);
-                let victims = ledger.lessor.take_overdue(now.into_std(), VICTIMS_MAX);
-                inner.metrics.leases(ledger.lessor.len(), ledger.lessor.brake() != BrakeState::Released);
-                victims
-            };
+            let late = now.saturating_duration_since(good_tick + TICK);
             good_tick = now;
+            let victims = inner.look_after(term, late, now, expiring.is_none());
             if !victims.is_empty() {
-                inner.expire(term, victims).await;
+                expiring = Some(Box::pin(inner.expire(term, victims)));
             }
         }
     }
@@ -231,6 +242,21 @@ impl Inner {
         info!(term, leases = ledger.lessor.len(), "armed the leases");
     }
 
+    /// One tick: makes up for lateness, and takes what is overdue if its expiry can be proposed now.
+    fn look_after(
+        &self,
+        term: u64,
+        late: Duration,
+        now: Instant,
+        may_expire: bool,
+    ) -> Vec<(InstanceId, u64)> {
+        let mut ledger = self.up_to_date(term);
+        self.compensate(&mut ledger, late, term);
+        let victims = ledger.lessor.take_overdue(now.into_std(), if may_expire { VICTIMS_MAX } else { 0 });
+        self.metrics.leases(ledger.lessor.len(), ledger.lessor.brake() != BrakeState::Released);
+        victims
+    }
+
     fn compensate(&self, ledger: &mut Ledger, late: Duration, term: u64) {
         if late > self.consensus.election_max() {
             warn!(late_ms = late.as_millis() as u64, "leases were not looked after: arming them anew");
@@ -282,6 +308,7 @@ impl Inner {
 
 /// Takes heartbeats to the leader, many in one call.
 async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>) {
+    let places = Arc::new(Semaphore::new(FORWARD_CALLS));
     while let Some(first) = queue.recv().await {
         let deadline = first.deadline;
         let mut count = first.beats.len();
@@ -293,9 +320,12 @@ async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>) {
             count += next.beats.len();
             batch.push(next);
         }
+        let Ok(place) = places.clone().acquire_owned().await else { return };
         let consensus = consensus.clone();
-        // Bounded by the queue: each waits for one call with a deadline.
-        tokio::spawn(async move { forward_one(&consensus, batch, deadline).await });
+        tokio::spawn(async move {
+            forward_one(&consensus, batch, deadline).await;
+            drop(place);
+        });
     }
 }
 

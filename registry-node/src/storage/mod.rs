@@ -106,6 +106,8 @@ pub struct Purged {
 /// A snapshot as it was saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// The last log index it holds. A snapshot never replaces one that reaches further.
+    pub index: u64,
     /// The caller's description.
     pub meta: Vec<u8>,
     /// Its chunks, in order.

@@ -21,6 +21,8 @@ use super::{
 struct Platters {
     now: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
     synced: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
+    /// What was written since, in order: a value, or none for a removal.
+    unsynced: Vec<((Tree, Vec<u8>), Option<Vec<u8>>)>,
     syncs_until_failure: Option<usize>,
 }
 
@@ -29,9 +31,24 @@ struct Platters {
 struct Memory(Arc<Mutex<Platters>>);
 
 impl Memory {
-    fn power_cut(&self) -> Self {
-        let synced = self.0.lock().expect("no panic holds it").synced.clone();
-        Self(Arc::new(Mutex::new(Platters { now: synced.clone(), synced, syncs_until_failure: None })))
+    /// What a power cut leaves when `kept` in 0..=1 of the unsynced writes had reached the disk: any prefix can.
+    fn power_cut(&self, kept: f64) -> Self {
+        let platters = self.0.lock().expect("no panic holds it");
+        let mut synced = platters.synced.clone();
+        let reached = (platters.unsynced.len() as f64 * kept) as usize;
+        for (key, value) in platters.unsynced.iter().take(reached) {
+            match value {
+                Some(value) => drop(synced.insert(key.clone(), value.clone())),
+                None => drop(synced.remove(key)),
+            }
+        }
+        let now = synced.clone();
+        Self(Arc::new(Mutex::new(Platters { now, synced, ..Platters::default() })))
+    }
+
+    /// The disk goes away after so many more syncs.
+    fn fail_after(&self, syncs: usize) {
+        self.0.lock().expect("no panic holds it").syncs_until_failure = Some(syncs);
     }
 
     fn edit(&self, tree: Tree, edit: impl FnOnce(&mut Vec<u8>)) {
@@ -44,12 +61,16 @@ impl Memory {
 
 impl Disk for Memory {
     fn put(&mut self, tree: Tree, key: &[u8], value: &[u8]) -> io::Result<()> {
-        self.0.lock().expect("no panic holds it").now.insert((tree, key.into()), value.into());
+        let mut platters = self.0.lock().expect("no panic holds it");
+        platters.unsynced.push(((tree, key.into()), Some(value.into())));
+        platters.now.insert((tree, key.into()), value.into());
         Ok(())
     }
 
     fn remove(&mut self, tree: Tree, key: &[u8]) -> io::Result<()> {
-        self.0.lock().expect("no panic holds it").now.remove(&(tree, key.into()));
+        let mut platters = self.0.lock().expect("no panic holds it");
+        platters.unsynced.push(((tree, key.into()), None));
+        platters.now.remove(&(tree, key.into()));
         Ok(())
     }
 
@@ -73,6 +94,7 @@ impl Disk for Memory {
             None => {}
         }
         platters.synced = platters.now.clone();
+        platters.unsynced.clear();
         Ok(())
     }
 }
@@ -96,6 +118,40 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }
 
+/// What a store must hold.
+#[derive(Debug, Default)]
+struct Model {
+    begin: u64,
+    end: u64,
+    /// The largest commit mark that has reached the disk.
+    committed: u64,
+    vote: Option<Vec<u8>>,
+    purged: Option<Purged>,
+    snapshot: Option<Snapshot>,
+}
+
+impl Model {
+    /// Opens what a cut has left; `torn` may or may not have taken the snapshot's place.
+    fn reopen(&mut self, disk: &Memory, torn: Option<Snapshot>) -> Store {
+        let (store, found) = open(disk).expect("a cut leaves the store readable");
+        assert_eq!(found.log, self.begin..self.end);
+        assert_eq!((&found.vote, &found.purged), (&self.vote, &self.purged));
+        assert!(
+            found.snapshot == self.snapshot || (torn.is_some() && found.snapshot == torn),
+            "{:?}",
+            found.snapshot
+        );
+        self.snapshot = found.snapshot;
+        store
+    }
+}
+
+/// A snapshot of up to 4 chunks that reaches further the later it is taken.
+fn snapshot(number: usize, value: u8) -> Snapshot {
+    let chunks = (0..value % 5).map(|n| Bytes::from(vec![value, n])).collect();
+    Snapshot { index: number as u64 + 1, meta: vec![value], chunks }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Append(u64),
@@ -103,7 +159,11 @@ enum Step {
     Purge(u64),
     Vote(u8),
     Snapshot(u8),
-    PowerCut,
+    PowerCut(f64),
+    /// A cut in the middle of an append and the commit mark that follows it.
+    TornAppend(u64, f64),
+    /// A cut in the middle of saving a snapshot, before the sync of this number.
+    TornSnapshot(u8, usize, f64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -113,7 +173,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0u64..40).prop_map(Step::Purge),
         1 => any::<u8>().prop_map(Step::Vote),
         1 => any::<u8>().prop_map(Step::Snapshot),
-        2 => Just(Step::PowerCut),
+        2 => (0.0..=1.0f64).prop_map(Step::PowerCut),
+        2 => (1u64..40, 0.0..=1.0f64).prop_map(|(count, kept)| Step::TornAppend(count, kept)),
+        1 => (any::<u8>(), 0usize..2, 0.0..=1.0f64).prop_map(|(value, syncs, kept)| Step::TornSnapshot(value, syncs, kept)),
     ];
     proptest::collection::vec(step, 1..40)
 }
@@ -121,50 +183,67 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Whatever was acknowledged is there after a power cut, exactly.
+    /// Whatever was acknowledged is there after a power cut, exactly, and no cut makes a store unreadable.
     #[test]
     fn acknowledged_steps_survive_power_cuts(steps in steps()) {
         run(async {
             let mut disk = Memory::default();
             let mut store = open(&disk).expect("an empty disk").0;
-            let (mut begin, mut end) = (0u64, 0u64);
-            let (mut vote, mut purged, mut snapshot) = (None, None, None);
-            for step in steps {
+            let mut model = Model::default();
+            for (number, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Append(count) => {
-                        append(&store, end..end + count).await.expect("appended");
-                        end += count;
+                        append(&store, model.end..model.end + count).await.expect("appended");
+                        model.end += count;
                     }
                     Step::Truncate(back) => {
-                        end = end.saturating_sub(back).max(begin);
-                        store.truncate_from(end).await.expect("truncated");
+                        model.end = model.end.saturating_sub(back).max(model.begin);
+                        store.truncate_from(model.end).await.expect("truncated");
                     }
                     Step::Purge(forward) => {
                         // Past the end too: a node that installs a snapshot is ahead of its log.
-                        begin += forward + 1;
-                        end = end.max(begin);
-                        purged = Some(Purged { index: begin - 1, mark: vec![begin as u8] });
-                        store.purge(purged.clone().expect("just set")).await.expect("purged");
+                        model.begin += forward + 1;
+                        model.end = model.end.max(model.begin);
+                        let purged = Purged { index: model.begin - 1, mark: vec![model.begin as u8] };
+                        store.purge(purged.clone()).await.expect("purged");
+                        model.purged = Some(purged);
                     }
                     Step::Vote(value) => {
-                        vote = Some(vec![value; 3]);
                         store.put(Slot::Vote, vec![value; 3]).await.expect("kept");
+                        model.vote = Some(vec![value; 3]);
                     }
                     Step::Snapshot(value) => {
-                        let chunks = (0..value % 5).map(|n| Bytes::from(vec![value, n])).collect();
-                        snapshot = Some(Snapshot { meta: vec![value], chunks });
-                        store.save_snapshot(snapshot.clone().expect("just set")).await.expect("saved");
+                        model.snapshot = Some(snapshot(number, value));
+                        store.save_snapshot(snapshot(number, value)).await.expect("saved");
+                        // One that was built before it and comes after it changes nothing.
+                        store.save_snapshot(Snapshot { index: number as u64, ..snapshot(0, !value) }).await.expect("ignored");
                     }
-                    Step::PowerCut => {
-                        disk = disk.power_cut();
-                        let (reopened, found) = open(&disk).expect("an intact disk");
-                        store = reopened;
-                        assert_eq!(found.log, begin..end);
-                        assert_eq!((&found.vote, &found.purged, &found.snapshot), (&vote, &purged, &snapshot));
+                    Step::PowerCut(kept) => {
+                        disk = disk.power_cut(kept);
+                        store = model.reopen(&disk, None);
+                    }
+                    Step::TornAppend(count, kept) => {
+                        disk.fail_after(0);
+                        let torn = append(&store, model.end..model.end + count);
+                        let mark = store.put_lazily(Slot::Committed, (model.end + count).to_be_bytes().to_vec());
+                        let _ = tokio::join!(torn, mark); // one of them meets the failure
+                        disk = disk.power_cut(kept);
+                        let (_, found) = open(&disk).expect("readable");
+                        let committed = found.committed.map_or(0, |mark| u64::from_be_bytes(mark.try_into().expect("8 bytes")));
+                        assert!(found.log.end >= model.end && (committed <= found.log.end || committed <= model.committed), "{committed} {:?}", found.log);
+                        model.committed = model.committed.max(committed);
+                        model.end = found.log.end;
+                        store = model.reopen(&disk, None);
+                    }
+                    Step::TornSnapshot(value, syncs, kept) => {
+                        disk.fail_after(syncs);
+                        store.save_snapshot(snapshot(number, value)).await.expect_err("the disk is gone");
+                        disk = disk.power_cut(kept);
+                        store = model.reopen(&disk, Some(snapshot(number, value)));
                     }
                 }
-                let read = store.read(begin..end).await.expect("readable");
-                assert_eq!(read, (begin..end).map(entry).collect::<Vec<_>>());
+                let read = store.read(model.begin..model.end).await.expect("readable");
+                assert_eq!(read, (model.begin..model.end).map(entry).collect::<Vec<_>>());
             }
         });
     }
@@ -212,7 +291,7 @@ fn damage_is_refused_and_named() {
             let (store, _) = open(&disk).expect("an empty disk");
             append(&store, 0..20).await.expect("appended");
             store
-                .save_snapshot(Snapshot { meta: vec![1], chunks: vec![entry(1), entry(2)] })
+                .save_snapshot(Snapshot { index: 9, meta: vec![1], chunks: vec![entry(1), entry(2)] })
                 .await
                 .expect("saved");
             disk.edit(tree, |value| {
@@ -258,12 +337,12 @@ fn nothing_is_acknowledged_once_a_sync_has_failed() {
         })
         .expect("empty");
         append(&store, 0..3).await.expect("appended");
-        disk.0.lock().expect("free").syncs_until_failure = Some(0);
+        disk.fail_after(0);
         append(&store, 3..6).await.expect_err("the sync failed");
         assert_eq!(failure.recv().expect("told"), "the disk is gone");
         disk.0.lock().expect("free").syncs_until_failure = None;
         append(&store, 6..9).await.expect_err("the writer has ended");
-        assert_eq!(open(&disk.power_cut()).expect("intact").1.log, 0..3);
+        assert_eq!(open(&disk.power_cut(0.0)).expect("intact").1.log, 0..3);
     });
 }
 
@@ -275,7 +354,10 @@ fn sled_keeps_it_all_over_a_restart_and_a_kill_during_opening() {
         assert_eq!(found, Recovered::default());
         append(&store, 0..500).await.expect("appended");
         store.put(Slot::Vote, b"vote".to_vec()).await.expect("kept");
-        store.save_snapshot(Snapshot { meta: b"m".to_vec(), chunks: vec![entry(7)] }).await.expect("saved");
+        store
+            .save_snapshot(Snapshot { index: 499, meta: b"m".to_vec(), chunks: vec![entry(7)] })
+            .await
+            .expect("saved");
         store.purge(Purged { index: 99, mark: b"p".to_vec() }).await.expect("purged");
         store.truncate_from(450).await.expect("truncated");
         drop(store);

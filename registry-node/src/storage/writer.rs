@@ -36,6 +36,8 @@ pub(super) enum Job {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Pointer {
     generation: u64,
+    /// The last log index it holds.
+    index: u64,
     chunks: u32,
     /// Checksum over all chunks, in order.
     crc: u32,
@@ -60,6 +62,8 @@ pub(super) struct Writer<D> {
     pending: Vec<Bytes>,
     pending_bytes: usize,
     snapshot_generation: u64,
+    /// How far the kept snapshot reaches; none if there is none.
+    snapshot_index: Option<u64>,
     /// Whether something was written that a caller waits for.
     dirty: bool,
 }
@@ -76,6 +80,7 @@ impl<D: Disk> Writer<D> {
             pending: Vec::new(),
             pending_bytes: 0,
             snapshot_generation: 0,
+            snapshot_index: None,
             dirty: false,
         };
         writer.check_format(dir)?;
@@ -86,6 +91,8 @@ impl<D: Disk> Writer<D> {
             .map_err(|e| damaged(format!("the purge mark: {e}")))?;
         writer.verify_log(purged.as_ref()).map_err(io)?.map_err(damaged)?;
         let snapshot = writer.verify_snapshot().map_err(io)?.map_err(damaged)?;
+        // A crash between chunks and pointer leaves chunks that the next generation would be mixed with.
+        writer.drop_old_chunks(writer.snapshot_generation).map_err(io)?;
         let slot = |slot: Slot| writer.disk.get(Tree::Meta, slot.key()).map_err(io);
         let recovered = Recovered {
             vote: slot(Slot::Vote)?,
@@ -182,7 +189,8 @@ impl<D: Disk> Writer<D> {
                 pointer.chunks
             )));
         }
-        Ok(Ok(Some(Snapshot { meta: pointer.meta, chunks })))
+        self.snapshot_index = Some(pointer.index);
+        Ok(Ok(Some(Snapshot { index: pointer.index, meta: pointer.meta, chunks })))
     }
 
     /// Works until every handle is gone or a write fails.
@@ -224,6 +232,8 @@ impl<D: Disk> Writer<D> {
                 self.append(first, entries)?;
             }
             Job::Put { slot, value, done } => {
+                // Frames lie on disk before a mark that speaks of them, wherever a power cut falls.
+                self.write_pending()?;
                 self.dirty |= done.is_some();
                 waiting.extend(done);
                 self.disk.put(Tree::Meta, slot.key(), &value)?;
@@ -326,18 +336,29 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Chunks first, then the pointer, each behind a barrier; then the chunks of the generation before go.
+    /// One that is older than what is kept changes nothing: it was built while a newer one was installed.
     fn save_snapshot(&mut self, snapshot: Snapshot) -> io::Result<()> {
         self.write_pending()?;
+        if self.snapshot_index.is_some_and(|kept| kept > snapshot.index) {
+            return Ok(());
+        }
         let generation = self.snapshot_generation + 1;
         for (number, chunk) in snapshot.chunks.iter().enumerate() {
             self.disk.put(Tree::Snapshot, &chunk_key(generation, number as u32), chunk)?;
         }
         self.disk.sync()?;
         let crc = crc_of(&snapshot.chunks);
-        let pointer = Pointer { generation, chunks: snapshot.chunks.len() as u32, crc, meta: snapshot.meta };
+        let pointer = Pointer {
+            generation,
+            index: snapshot.index,
+            chunks: snapshot.chunks.len() as u32,
+            crc,
+            meta: snapshot.meta,
+        };
         self.disk.put(Tree::Meta, SNAPSHOT_KEY, &seal(&pointer))?;
         self.disk.sync()?;
         self.snapshot_generation = generation;
+        self.snapshot_index = Some(snapshot.index);
         self.drop_old_chunks(generation)
     }
 
