@@ -3,6 +3,7 @@
 mod contract;
 mod failover;
 mod malformed;
+mod membership;
 mod node;
 mod original;
 mod wire;

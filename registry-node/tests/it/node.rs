@@ -63,6 +63,23 @@ impl Cluster {
         cluster
     }
 
+    /// Starts one more node, which asks to join; gives its index. It is no member yet.
+    pub fn join(&mut self, id: u64) -> usize {
+        let ports = free_ports(3);
+        let [rest, grpc, peer] = [0, 1, 2].map(|index| format!("127.0.0.1:{}", ports[index]));
+        let path = self._dir.path().join(format!("node-{id}"));
+        let through = self.nodes[0].peer().trim_start_matches("http://").to_owned();
+        let args =
+            ["--id", &id.to_string(), "--dir", &path.display().to_string(), "--rest", &rest, "--grpc", &grpc];
+        let args = args.into_iter().chain(["--peer", &peer, "--join", &through]).map(str::to_owned).collect();
+        let log = path.with_extension("log");
+        let mut node =
+            Node { rest: format!("http://{rest}"), grpc: format!("http://{grpc}"), args, log, process: None };
+        node.spawn();
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
     /// Waits until every running node answers linearizable reads.
     pub async fn wait_ready(&mut self) {
         for node in self.nodes.iter_mut().filter(|node| node.process.is_some()) {
@@ -119,6 +136,25 @@ impl Node {
         while !self.is_ready().await {
             let exited = self.process.as_mut().and_then(|process| process.try_wait().ok()).flatten();
             assert!(exited.is_none() && Instant::now() < deadline, "{exited:?}: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Empties its directory; it must not run.
+    pub fn wipe(&self) {
+        let flag = self.args.iter().position(|arg| arg == "--dir").expect("every node has one");
+        std::fs::remove_dir_all(&self.args[flag + 1]).expect("it is there");
+    }
+
+    /// Waits until the process ends by itself, and says with which code.
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        let process = self.process.as_mut().expect("it was started");
+        loop {
+            if let Some(status) = process.try_wait().expect("it is ours") {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it still runs");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
