@@ -4,6 +4,7 @@
 //! under the target directory (`tmp/<test>`) until the test runs again, so that a failure can be read.
 
 mod backend;
+mod blocked;
 mod faults;
 mod lifecycle;
 mod load;

@@ -162,3 +162,12 @@ pub async fn metric(url: &str, name: &str) -> f64 {
     let value = |line: &str| line.rsplit_once(' ')?.1.parse::<f64>().ok();
     text.lines().filter(of_name).filter_map(value).sum()
 }
+
+/// The value of the series of `name` that has `label` among its labels' values, if there is one.
+pub async fn metric_with(url: &str, name: &str, label: &str) -> Option<f64> {
+    let (_, body) = request(Method::GET, &format!("{url}/metrics"), None).await.ok()?;
+    let text = String::from_utf8_lossy(&body).into_owned();
+    let quoted = format!("\"{label}\"");
+    let line = text.lines().find(|line| line.starts_with(name) && line.contains(&quoted))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
