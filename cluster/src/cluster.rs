@@ -1,8 +1,8 @@
 //! The handle on a cluster's directory: launch, open, act on its processes, wait, end.
 //!
 //! The directory is the truth, not this value: every call reads `cluster.json`, so several programs may act on one
-//! cluster at once. What the handle has for itself is ownership: who launched (not detached) holds the write end of
-//! the lifeline, and its drop kills everything.
+//! cluster at once. What the handle has for itself is ownership: who launches, and afterwards who launched not
+//! detached and so holds the write end of the lifeline, kills everything when it is dropped.
 //!
 //! ```text
 //! DIR/cluster.json, cluster.lock    who runs
@@ -44,6 +44,8 @@ pub struct Cluster {
     dir: PathBuf,
     /// The write end of the lifeline, if the processes are ours.
     lifeline: Option<File>,
+    /// Not all of it is up yet: until then even detached processes are ours.
+    launching: bool,
     exits: Mutex<HashMap<Pid, Exit>>,
     ready_within: Duration,
     progress: fn(&str),
@@ -61,10 +63,13 @@ impl Cluster {
     /// namespaces, with other addresses. Waits for nothing; see [`Cluster::wait_ready`].
     pub async fn launch_specs(options: Options, specs: Vec<ProcessSpec>) -> Result<Cluster, Error> {
         let dir = directory(options.dir.as_deref())?;
-        let cluster = Cluster::own(&options, dir, &specs)?;
+        let lock = lock(dir.path())?;
+        let mut cluster = Cluster::own(&options, dir, &specs, &lock)?;
+        drop(lock);
         for spec in &specs {
             cluster.spawn(&spec.name)?;
         }
+        cluster.launched()?;
         Ok(cluster)
     }
 
@@ -87,6 +92,7 @@ impl Cluster {
         let cluster = Cluster {
             dir,
             lifeline: None,
+            launching: false,
             exits: Mutex::default(),
             ready_within: options.ready_within,
             progress: options.progress,
@@ -235,19 +241,22 @@ impl Cluster {
         self.shutdown().await
     }
 
+    /// Looks and writes under one lock: of two that launch in one directory, one is refused.
     fn prepare(options: &Options) -> Result<(Cluster, Vec<ProcessSpec>), Error> {
         let dir = directory(options.dir.as_deref())?;
         let path = dir.path();
+        let lock = lock(path)?;
         let specs = match State::load(path) {
             Ok(state) if state.is_running() => return Err(Error::AlreadyUp { dir: path.to_owned() }),
             Ok(state) => stored(options, path, state)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Cluster::plan(options, path)?,
             Err(source) => return Err(Error::Dir { path: path.join("cluster.json"), source }),
         };
-        Ok((Cluster::own(options, dir, &specs)?, specs))
+        Ok((Cluster::own(options, dir, &specs, &lock)?, specs))
     }
 
-    fn own(options: &Options, dir: Dir, specs: &[ProcessSpec]) -> Result<Cluster, Error> {
+    /// Makes the directory the caller's, who holds its lock.
+    fn own(options: &Options, dir: Dir, specs: &[ProcessSpec], _lock: &File) -> Result<Cluster, Error> {
         let (dir, temporary) = dir.keep();
         let owned = options.lifetime == Lifetime::Owned;
         let template = Template {
@@ -257,13 +266,24 @@ impl Cluster {
         };
         let mut specs = specs.to_vec();
         specs.iter_mut().for_each(|spec| spec.env.extend(options.env.clone()));
-        let state = State::new(temporary, owned.then(Pid::me), template, specs);
+        let mut state = State::new(temporary, owned.then(Pid::me), template, specs);
+        state.launcher = Some(Pid::me());
         state.save(&dir).map_err(|source| Error::Dir { path: dir.clone(), source })?;
         let fifo = dir.join(LIFELINE);
         let lifeline = owned.then(|| process::lifeline(&fifo)).transpose();
         let lifeline = lifeline.map_err(|source| Error::Dir { path: fifo, source })?;
         let (ready_within, progress) = (options.ready_within, options.progress);
-        Ok(Cluster { dir, lifeline, exits: Mutex::default(), ready_within, progress })
+        Ok(Cluster { dir, lifeline, launching: true, exits: Mutex::default(), ready_within, progress })
+    }
+
+    /// Ends the launch: from now on detached processes are nobody's.
+    fn launched(&mut self) -> Result<(), Error> {
+        self.change(|state| {
+            state.launcher = None;
+            Ok(())
+        })?;
+        self.launching = false;
+        Ok(())
     }
 
     /// Nodes first: whoever starts before the registry answers only waits and logs that it does.
@@ -281,15 +301,15 @@ impl Cluster {
             self.bring_up_group(&others, &what).await?;
             self.wait_flowing().await
         };
-        match started.await {
-            Ok(()) => Ok(self),
-            // Not left to the drop: detached processes have no owner, and the logs that the error names must stay.
-            Err(error) => {
-                self.kill_all();
-                self.lifeline = None;
-                Err(error)
-            }
+        if let Err(error) = started.await {
+            // Not left to the drop: the logs that the error names must stay.
+            self.kill_all();
+            drop(self.launched()); // it is dead already, so nobody is misled if this cannot be noted
+            (self.lifeline, self.launching) = (None, false);
+            return Err(error);
         }
+        self.launched()?;
+        Ok(self)
     }
 
     async fn bring_up_group(&self, specs: &[&ProcessSpec], what: &str) -> Result<(), Error> {
@@ -378,11 +398,10 @@ impl Cluster {
     }
 
     fn change<T>(&self, edit: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
-        let broken = |source| Error::Dir { path: self.dir.clone(), source };
-        let _lock = state::lock(&self.dir).map_err(broken)?;
+        let _lock = lock(&self.dir)?;
         let mut state = self.state()?;
         let done = edit(&mut state)?;
-        state.save(&self.dir).map_err(broken)?;
+        state.save(&self.dir).map_err(|source| Error::Dir { path: self.dir.clone(), source })?;
         Ok(done)
     }
 }
@@ -390,8 +409,11 @@ impl Cluster {
 impl Drop for Cluster {
     /// Kills what it owns. [`Cluster::shutdown`] is the orderly way.
     fn drop(&mut self) {
-        if self.lifeline.take().is_some() {
+        if self.lifeline.take().is_some() || self.launching {
             self.kill_all();
+            if self.launching {
+                drop(self.launched()); // the launcher soon ends, which says the same
+            }
             self.remove_if_temporary();
         }
     }
@@ -421,6 +443,10 @@ impl Dir {
             Dir::Temporary(dir) => (dir.keep(), true),
         }
     }
+}
+
+fn lock(dir: &Path) -> Result<File, Error> {
+    state::lock(dir).map_err(|source| Error::Dir { path: dir.to_owned(), source })
 }
 
 fn directory(wanted: Option<&Path>) -> Result<Dir, Error> {

@@ -32,6 +32,9 @@ pub(crate) struct State {
     pub temporary: bool,
     /// Who owns the processes; `None` if nobody does (detached).
     pub owner: Option<Pid>,
+    /// Who is launching it; `None` once it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launcher: Option<Pid>,
     /// How a further process is planned.
     pub template: Template,
     pub processes: Vec<Process>,
@@ -66,7 +69,7 @@ impl State {
         specs: Vec<ProcessSpec>,
     ) -> State {
         let processes = specs.into_iter().map(|spec| Process { spec, run: None }).collect();
-        State { format: FORMAT, temporary, owner, template, processes }
+        State { format: FORMAT, temporary, owner, launcher: None, template, processes }
     }
 
     /// Reads the state of the cluster in `dir`; `NotFound` if there never was one.
@@ -83,9 +86,10 @@ impl State {
         replace(&dir.join(FILE), &serde_json::to_vec_pretty(self)?)
     }
 
-    /// Whether anything of it runs.
+    /// Whether anything of it runs, or is about to.
     pub(crate) fn is_running(&self) -> bool {
         self.owner.is_some_and(|owner| owner.is_running())
+            || self.launcher.is_some_and(|launcher| launcher.is_running())
             || self.processes.iter().any(|process| process.running().is_some())
     }
 }

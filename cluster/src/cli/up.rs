@@ -30,7 +30,10 @@ pub(super) async fn up(up: Up, dir: Option<PathBuf>) -> Result<()> {
             return Ok(());
         }
     };
-    recent.push(cluster.dir())?;
+    if let Err(error) = recent.push(cluster.dir()) {
+        let dir = cluster.dir().display();
+        note(&format!("warning: not noted as the most recent cluster ({error}): name it with --dir {dir}"));
+    }
     note(&format!("{:5.1} s  requests flow", begun.elapsed().as_secs_f32()));
     say(&welcome(&cluster, dir.as_deref(), up.detach).await?);
     if up.detach {
@@ -45,7 +48,7 @@ pub(super) async fn up(up: Up, dir: Option<PathBuf>) -> Result<()> {
         done = cluster.shutdown() => done?,
         () = signals.recv() => note("killed what was left"),
     }
-    recent.remove(&dir)?;
+    drop(recent.remove(&dir)); // what is gone is also left out by whoever reads the list
     note("everything is stopped");
     Ok(())
 }

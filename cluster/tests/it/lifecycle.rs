@@ -207,6 +207,66 @@ fn a_detached_system_is_steered_by_name() {
     });
 }
 
+/// The runs that a directory's file knows of.
+fn runs(file: &Path) -> Vec<Pid> {
+    let Ok(bytes) = std::fs::read(file) else { return Vec::new() };
+    let state: serde_json::Value = serde_json::from_slice(&bytes).expect("it is replaced in one step");
+    let processes = state["processes"].as_array().expect("processes").iter();
+    processes
+        .filter_map(|process| serde_json::from_value(process["run"].clone()).expect("a pid or null"))
+        .collect()
+}
+
+#[test]
+fn an_interrupted_detached_launch_leaves_nothing_running() {
+    alone(async {
+        let shell = Shell::new("interrupted_detached");
+        let mut command = shell.command("--dir state up --detach --free-ports");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let file = shell.home.join("state/cluster.json");
+        eventually("something is started", PATIENCE, async || (!runs(&file).is_empty()).then_some(())).await;
+        let meanwhile = shell.fails("--dir state up --detach").await;
+        assert!(meanwhile.contains("already running"), "{meanwhile}");
+        signal(&child, Signal::SIGINT);
+        let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends");
+        let said = String::from_utf8(ended.expect("it is ours").stderr).expect("text");
+        assert!(said.contains("nothing is left running"), "{said}");
+        let runs = runs(&file);
+        assert!(!runs.is_empty() && runs.iter().all(|pid| !pid.is_running()), "{runs:?}");
+        assert!(shell.fails("status").await.contains("no cluster of yours is running"));
+    });
+}
+
+#[test]
+fn of_two_launches_in_one_directory_one_is_refused() {
+    alone(async {
+        let shell = Shell::new("two_launches");
+        let line = "--dir state up --detach --free-ports --nodes 1 --balancers 0 --backends 0";
+        let (one, two) = tokio::join!(shell.run(line), shell.run(line));
+        let refused = if one.status.success() { &two } else { &one };
+        assert!(one.status.success() != two.status.success(), "{one:?}\n{two:?}");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("already running"), "{said}");
+        assert_eq!(shell.status("--dir state").await.leaders().count(), 1);
+        shell.ok("--dir state down").await;
+    });
+}
+
+#[test]
+fn a_launch_that_cannot_be_noted_as_recent_is_up_all_the_same() {
+    alone(async {
+        let shell = Shell::new("not_noted");
+        // Where the list should be, a directory is.
+        std::fs::create_dir_all(shell.home.join("flux-cluster/clusters")).expect("it is ours");
+        let line = "--dir state up --detach --free-ports --nodes 1 --balancers 0 --backends 0";
+        let output = shell.run(line).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("name it with --dir"), "{said}");
+        assert_eq!(shell.status("--dir state").await.leaders().count(), 1);
+        shell.ok("--dir state down").await;
+    });
+}
+
 #[test]
 fn strict_ports_refuse_a_taken_port_before_anything_starts() {
     alone(async {
