@@ -7,7 +7,8 @@ use hyper::Method;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
     process::{Child, Command},
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -87,6 +88,60 @@ fn it_answers_what_a_balancer_must_carry() {
         let (_, body) = request(Method::GET, &format!("{metrics}/metrics"), None).await.expect("an answer");
         let text = String::from_utf8_lossy(&body);
         assert!(text.contains(r#"backend_requests_total{route="/",status="200"} 1"#), "{text}");
+    });
+}
+
+/// What `url`'s server says to raw bytes, until it closes the connection.
+async fn answer_to(url: &str, bytes: &[u8]) -> String {
+    let exchange = async {
+        let address = url.trim_start_matches("http://");
+        let (mut read, mut write) = TcpStream::connect(address).await.expect("it listens").into_split();
+        let mut answer = Vec::new();
+        // It may answer and close before it has read everything; then either side fails, and neither matters.
+        let (_, _) = tokio::join!(write.write_all(bytes), read.read_to_end(&mut answer));
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.expect("it does not wait for more")
+}
+
+#[test]
+fn it_refuses_what_is_too_long_or_no_http_and_goes_on() {
+    alone(async {
+        let Backend { process: _process, url, metrics } = Backend::start().await;
+        let long = format!("GET / HTTP/1.1\r\nhost: h\r\nx-long: {}\r\n\r\n", "a".repeat(100 << 10));
+        let fits = format!(
+            "GET /health HTTP/1.1\r\nhost: h\r\nconnection: close\r\nx: {}\r\n\r\n",
+            "a".repeat(32 << 10)
+        );
+        let cases: [(&str, &[u8], &str); 3] = [
+            ("too long", long.as_bytes(), "HTTP/1.1 431"),
+            ("garbage", b"\x16\x03\x01\x00 no http at all\r\n\r\n", "HTTP/1.1 400"),
+            ("fits", fits.as_bytes(), "HTTP/1.1 "),
+        ];
+        for (what, bytes, expected) in cases {
+            for url in [&url, &metrics] {
+                let answer = answer_to(url, bytes).await;
+                assert!(answer.starts_with(expected), "{what} to {url}: {:?}", answer.lines().next());
+            }
+        }
+        assert!(get_json(&url).await.is_ok());
+        let (status, _) = request(Method::GET, &format!("{metrics}/metrics"), None).await.expect("a scrape");
+        assert_eq!(status, 200);
+    });
+}
+
+#[test]
+fn it_cuts_off_who_never_asks() {
+    alone(async {
+        let Backend { process: _process, url, metrics } = Backend::start().await;
+        // Nothing, what may become HTTP/2, and half a head.
+        let starts: [&[u8]; 3] = [b"", b"PRI * HT", b"GET / HTTP/1.1\r\nhost:"];
+        let all = starts.iter().flat_map(|start| [(start, &url), (start, &metrics)]);
+        let answers = all.map(|(start, url)| answer_to(url, start));
+        for answer in futures_util::future::join_all(answers).await {
+            assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        assert!(get_json(&url).await.is_ok());
     });
 }
 
