@@ -16,13 +16,15 @@ use super::{
     frame::{self, FRAME_BYTES_MAX},
 };
 
+type Key = (Tree, Vec<u8>);
+
 /// What the disk holds, and what of it would survive a power cut.
 #[derive(Debug, Default)]
 struct Platters {
-    now: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
-    synced: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
+    now: BTreeMap<Key, Vec<u8>>,
+    synced: BTreeMap<Key, Vec<u8>>,
     /// What was written since, in order: a value, or none for a removal.
-    unsynced: Vec<((Tree, Vec<u8>), Option<Vec<u8>>)>,
+    unsynced: Vec<(Key, Option<Vec<u8>>)>,
     syncs_until_failure: Option<usize>,
 }
 
