@@ -170,7 +170,7 @@ pub struct Limits {
     pub response_timeout: Duration,
     /// Between two pieces of a body, in either direction.
     pub body_idle: Duration,
-    /// Without a byte in either direction on an upgraded connection.
+    /// Without a byte in either direction on an upgraded connection, or without an event in a stream of them.
     pub tunnel_idle: Duration,
     /// An idle connection to an endpoint is kept this long. Shorter than what servers usually grant, so that
     /// we close first.
