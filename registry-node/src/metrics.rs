@@ -1,16 +1,12 @@
 //! What a node measures, in one struct. Counters count as things happen; gauges are read from the node when it
-//! is scraped, so that they cannot drift. The exposition is API: names and labels stay.
+//! is scraped (`api/scrape.rs`), so that they cannot drift. Names and
+//! labels are API: they stay.
 
 use std::time::Duration;
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry as Exposition, TextEncoder, proto::MetricFamily,
-};
-
-use crate::{
-    catalog::Status,
-    registry::{Consistency, Registry, Role},
+    Registry as Exposition, proto::MetricFamily,
 };
 
 /// Seconds; from a local round trip to the longest that a call waits for a leader.
@@ -140,64 +136,50 @@ impl Metrics {
         self.barrier_duration.observe(took.as_secs_f64());
     }
 
-    /// Everything in Prometheus' text format, as the node is now.
-    pub async fn exposition(&self, registry: &Registry) -> prometheus::Result<String> {
-        self.read(registry);
-        let mut families = self.exposition.gather();
-        families.extend(legacy(registry).await?);
-        families.sort_by(|a, b| a.name().cmp(b.name()));
-        TextEncoder::new().encode_to_string(&families)
+    /// Notes what the node is like now, for the scrape that follows.
+    pub fn note(&self, facts: &Facts) {
+        self.revision.set(facts.revision as i64);
+        self.instances.set(facts.instances as i64);
+        self.term.set(facts.term as i64);
+        self.ready.set(facts.ready.into());
+        self.watchers.set(facts.watchers as i64);
+        self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
+        for role in ROLES {
+            self.role.with_label_values(&[role]).set((role == facts.role).into());
+        }
+        for (mark, index) in facts.log {
+            self.log_index.with_label_values(&[mark]).set(index as i64);
+        }
     }
 
-    fn read(&self, registry: &Registry) {
-        let (status, header) = (registry.status(), registry.header());
-        self.revision.set(status.revision as i64);
-        self.instances.set(status.instances as i64);
-        self.term.set(status.term as i64);
-        self.ready.set(status.not_ready.is_none().into());
-        self.watchers.set(status.watchers as i64);
-        self.leader_age.with_label_values::<&str>(&[]).set(header.age.as_secs_f64());
-        let roles = [
-            (Role::Leader, "leader"),
-            (Role::Follower, "follower"),
-            (Role::Learner, "learner"),
-            (Role::Candidate, "candidate"),
-        ];
-        for (role, name) in roles {
-            self.role.with_label_values(&[name]).set((role == status.role).into());
-        }
-        let marks = [
-            ("last", status.last_log_index),
-            ("committed", status.committed_index),
-            ("applied", status.applied_index),
-            ("snapshot", status.snapshot_index),
-            ("purged", status.purged_index),
-        ];
-        marks.iter().for_each(|(mark, index)| self.log_index.with_label_values(&[mark]).set(*index as i64));
+    /// Everything measured.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.exposition.gather()
     }
 }
 
-/// The original's gauges, made anew for each scrape so that no series outlives its instance. None while this node
-/// has not caught up: a scrape must not see instances vanish that did not.
-async fn legacy(registry: &Registry) -> prometheus::Result<Vec<MetricFamily>> {
-    let Ok(list) = registry.list(None, Consistency::Stale, 0).await else { return Ok(Vec::new()) };
-    let scrape = Exposition::new();
-    for name in ["service_registry_registered_services", "service_registry_registered_services_total"] {
-        let gauge = IntGauge::new(name, "Registered instances")?;
-        gauge.set(list.value.len() as i64);
-        scrape.register(Box::new(gauge))?;
-    }
-    let help = "1 for an instance that takes requests, 0 for one that is draining or in maintenance";
-    let alive = IntGaugeVec::new(
-        Opts::new("service_registry_instance_alive", help),
-        &["instance_id", "service_name"],
-    )?;
-    for record in &list.value {
-        let labels = [record.spec.id.as_str(), record.spec.service.as_str()];
-        alive.with_label_values(&labels).set((record.spec.status == Status::Up).into());
-    }
-    scrape.register(Box::new(alive))?;
-    Ok(scrape.gather())
+/// Every value of the label `role`.
+pub const ROLES: [&str; 4] = ["leader", "follower", "learner", "candidate"];
+
+/// What a node is like at the moment of a scrape.
+#[derive(Debug)]
+pub struct Facts {
+    /// The catalog's revision.
+    pub revision: u64,
+    /// Registered instances.
+    pub instances: usize,
+    /// Raft's term.
+    pub term: u64,
+    /// One of [`ROLES`].
+    pub role: &'static str,
+    /// Log indices and what they mark.
+    pub log: [(&'static str, u64); 5],
+    /// Whether linearizable reads are answered as far as it knows.
+    pub ready: bool,
+    /// Streams and polls that follow it.
+    pub watchers: usize,
+    /// Since a leader was heard.
+    pub leader_age: Duration,
 }
 
 impl Default for Metrics {

@@ -16,13 +16,13 @@ use crate::{
         Spec, Status,
     },
     config::Limits,
-    consensus::{self, Consensus, Effect},
+    consensus::{self, Consensus},
     lease::Keeper,
-    watch::{self, Hub},
+    watch::{self, Effect, Hub},
 };
 
 pub use crate::{
-    consensus::{Member, NodeStatus, Role},
+    consensus::{Header, Member, NodeStatus, Role},
     watch::{Batch, Update},
 };
 
@@ -42,25 +42,6 @@ pub struct Answer<T> {
     pub header: Header,
     /// What was asked for.
     pub value: T,
-}
-
-/// Comes with every answer.
-#[derive(Debug, Clone)]
-pub struct Header {
-    /// The cluster's id.
-    pub cluster_id: Arc<str>,
-    /// The node that answered.
-    pub node_id: u64,
-    /// Its Raft term.
-    pub term: u64,
-    /// The catalog's revision that the answer is about.
-    pub revision: u64,
-    /// Events up to here can no longer be replayed.
-    pub compact_revision: u64,
-    /// The leader, if one is known.
-    pub leader: Option<Member>,
-    /// Since this node last heard of a leader; zero on the leader.
-    pub age: Duration,
 }
 
 /// Who asks, for people to read later, and how to tell a repeated request.

@@ -7,8 +7,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::Api;
 use super::request::Params;
+use super::{Api, scrape};
 
 /// What probes and scrapers ask, the original's `/actuator` included. There is nothing to shut down over HTTP.
 pub fn routes() -> Router<Api> {
@@ -66,7 +66,7 @@ async fn actuator_info() -> Json<serde_json::Value> {
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
-    match api.metrics.exposition(&api.registry).await {
+    match scrape::exposition(&api).await {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

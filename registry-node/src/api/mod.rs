@@ -12,6 +12,7 @@ mod observe;
 mod reply;
 mod request;
 mod rest;
+mod scrape;
 mod serve;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What a node tells operators of itself and of the cluster.
 
+use std::{sync::Arc, time::Duration};
+
 use openraft::{ServerState, async_runtime::watch::WatchReceiver};
 
 use super::{Consensus, Lead, types::Address};
@@ -39,6 +41,25 @@ impl Member {
         let Address { name, peer, grpc, rest } = address;
         Self { id, name, peer, grpc, rest, role }
     }
+}
+
+/// Comes with every answer.
+#[derive(Debug, Clone)]
+pub struct Header {
+    /// The cluster's id.
+    pub cluster_id: Arc<str>,
+    /// The node that answered.
+    pub node_id: u64,
+    /// Its Raft term.
+    pub term: u64,
+    /// The catalog's revision that the answer is about.
+    pub revision: u64,
+    /// Events up to here can no longer be replayed.
+    pub compact_revision: u64,
+    /// The leader, if one is known.
+    pub leader: Option<Member>,
+    /// Since this node last heard of a leader; zero on the leader.
+    pub age: Duration,
 }
 
 /// What a node knows of itself.

@@ -35,9 +35,9 @@ use tokio_util::task::TaskTracker;
 pub use self::{
     bootstrap::{Error as BootstrapError, identity_in},
     codec::Identity,
-    machine_status::{Member, NodeStatus, Role},
+    machine_status::{Header, Member, NodeStatus, Role},
     peer_server::{PeerServer, Renew},
-    types::{Address, Effect},
+    types::Address,
 };
 use self::{
     log_store::LogStore,
@@ -49,9 +49,8 @@ use self::{
 use crate::{
     catalog::{InstanceId, Proposal},
     config::{self, Timers},
-    registry::Header,
     storage::{Recovered, Store},
-    watch::Hub,
+    watch::{Effect, Hub},
 };
 
 /// Between two attempts when nothing tells that the cluster has changed.

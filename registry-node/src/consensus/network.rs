@@ -27,11 +27,12 @@ use tonic::{
 
 use super::{
     Error, codec,
-    types::{Address, Chunks, Effect, LogId, Snapshot, Types, Vote},
+    types::{Address, Chunks, LogId, Snapshot, Types, Vote},
 };
 use crate::{
     catalog::{InstanceId, Proposal, decode_outcome},
     config::{Config, Timers},
+    watch::Effect,
 };
 
 /// A peer that does not answer a connection attempt within this is away; peers are near.

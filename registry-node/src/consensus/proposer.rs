@@ -10,9 +10,9 @@ use tokio_util::task::TaskTracker;
 use super::{
     Error,
     state_machine::Machine,
-    types::{Batch, Effect, Sealed, Types},
+    types::{Batch, Sealed, Types},
 };
-use crate::catalog::Proposal;
+use crate::{catalog::Proposal, watch::Effect};
 
 /// Proposals of one entry, whichever bound comes first; well within a log frame (96 KiB).
 const BATCH_MAX: usize = 2_048;

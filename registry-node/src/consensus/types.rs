@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::catalog::{Outcome, Proposal};
+use crate::{catalog::Proposal, watch::Effect};
 
 /// A proposal and the bytes it has on disk and between nodes; encoded once.
 #[derive(Debug, Clone)]
@@ -23,15 +23,6 @@ impl fmt::Display for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} proposals", self.0.len())
     }
-}
-
-/// What a proposal did, and the catalog's revision after it.
-#[derive(Debug, Clone)]
-pub struct Effect {
-    /// The catalog's revision after the proposal.
-    pub revision: u64,
-    /// What it did.
-    pub outcome: Outcome,
 }
 
 /// Where a member is reached; full URLs. Replicated with the membership.

@@ -24,9 +24,9 @@ use tracing::{info, warn};
 use super::{BrakeState, Lessor, Renewal};
 use crate::{
     catalog::{Command, EventKind, InstanceId, Outcome, Proposal, Provenance},
-    consensus::{Consensus, Effect, Error, Lead},
+    consensus::{Consensus, Error, Lead},
     metrics::Metrics,
-    watch::{Changes, Hub},
+    watch::{Changes, Effect, Hub},
 };
 
 /// A lease's owner and incarnation; none renews whichever is registered.

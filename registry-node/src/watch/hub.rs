@@ -12,10 +12,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{Batch, History, Slice};
-use crate::{
-    catalog::{Catalog, Proposal, Record, ServiceName},
-    consensus::Effect,
-};
+use crate::catalog::{Catalog, Outcome, Proposal, Record, ServiceName};
 
 /// An idle watcher hears that it is up to date this often; a client gives a stream up after three times that.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -41,6 +38,15 @@ struct State {
     /// Shared with snapshots being built; copied on the next write while one is.
     catalog: Arc<Catalog>,
     history: History,
+}
+
+/// What a proposal did, and the catalog's revision after it.
+#[derive(Debug, Clone)]
+pub struct Effect {
+    /// The catalog's revision after the proposal.
+    pub revision: u64,
+    /// What it did.
+    pub outcome: Outcome,
 }
 
 /// What came after a revision.
