@@ -12,8 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     catalog::{
-        Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName,
-        Spec, Status,
+        Command, InstanceId, Invalid, Origin, Outcome, Proposal, Record, Refusal, ServiceName, Spec, Status,
     },
     config::Limits,
     consensus::{self, Consensus},
@@ -377,8 +376,7 @@ impl Registry {
     }
 
     async fn propose(&self, command: Command, caller: Caller) -> Result<Effect, Error> {
-        let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
-        let cause = Provenance { by: caller.by, why: caller.why, at_ms };
+        let cause = consensus::provenance(caller.by, caller.why);
         let deadline = Instant::now() + self.limits.call_timeout;
         let mut doubt = None;
         loop {

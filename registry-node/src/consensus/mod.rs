@@ -47,7 +47,7 @@ use self::{
     types::{LogId, Types},
 };
 use crate::{
-    catalog::{InstanceId, Proposal},
+    catalog::{InstanceId, Proposal, Provenance},
     config::{self, Timers},
     storage::{Recovered, Store},
     watch::{Effect, Hub},
@@ -363,12 +363,19 @@ impl Consensus {
         let lead = self.lead();
         let age = self.age(&lead);
         let leader = match lead {
-            Lead::Here { .. } => self.members().into_iter().find(|member| member.id == self.0.id),
+            Lead::Here { .. } => {
+                self.own_address().map(|address| Member::new(self.0.id, address, Role::Leader))
+            }
             Lead::Elsewhere { id, address } => Some(Member::new(id, address, Role::Leader)),
             Lead::Nowhere => None,
         };
         let (cluster_id, node_id) = (self.cluster_id(), self.0.id);
         Header { cluster_id, node_id, term: self.term(), revision, compact_revision, leader, age }
+    }
+
+    /// Where this node is, as the membership says.
+    fn own_address(&self) -> Option<Address> {
+        self.0.raft.server_metrics().borrow_watched().membership_config.get_node(&self.0.id).cloned()
     }
 
     /// Since a leader was heard; on the leader, since a quorum was: one that is cut off grows old too.
@@ -529,6 +536,12 @@ impl Consensus {
             }
         }
     }
+}
+
+/// Who wants a proposal and why, stamped with this node's clock: for people, never for decisions.
+pub fn provenance(by: String, why: String) -> Provenance {
+    let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
+    Provenance { by, why, at_ms }
 }
 
 /// A proposal's outcome, or that it is not known yet: an entry that was appended may still be committed.

@@ -23,8 +23,8 @@ use tracing::{info, warn};
 
 use super::{BrakeState, Lessor, Renewal};
 use crate::{
-    catalog::{Command, EventKind, InstanceId, Outcome, Proposal, Provenance},
-    consensus::{Consensus, Error, Lead},
+    catalog::{Command, EventKind, InstanceId, Outcome, Proposal},
+    consensus::{self, Consensus, Error, Lead},
     metrics::Metrics,
     watch::{Changes, Effect, Hub},
 };
@@ -279,8 +279,7 @@ impl Inner {
 
     /// Proposes the expiry and waits for its outcome: until it is known, none of the victims can be renewed.
     async fn expire(&self, term: u64, victims: Vec<(InstanceId, u64)>) {
-        let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
-        let cause = Provenance { by: "registry".into(), why: "no heartbeat within the lease".into(), at_ms };
+        let cause = consensus::provenance("registry".into(), "no heartbeat within the lease".into());
         let command = Command::Expire { term, victims: victims.clone() };
         let proposal = Proposal { command, cause, origin: None };
         loop {
