@@ -12,19 +12,20 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::log::{Log, Record, State, state_of};
 use super::{Findings, Writes};
-use crate::history::{Call, Consistency, F, Kind, Value, service_of};
+use crate::history::{Call, Consistency, F, Kind, Op, Value, service_of};
 use crate::transcript::{Change, Event};
 
 /// Judges `calls` against `log`. Returns how many acknowledged calls lie at revisions that the log does not cover.
 pub fn check(calls: &[Call], writes: &Writes<'_>, log: &Log, findings: &mut Findings) -> u64 {
     unique(calls, findings);
-    let floors = order(calls, log, findings);
+    let presence = Presence::of(log);
+    let floors = order(calls, log, &presence, findings);
     acknowledged_are_in_log(calls, log, findings);
     log_was_asked_for(calls, writes, log, findings);
     sessions(calls, findings);
     let earliest = earliest(calls, writes, log);
     nothing_from_the_future(calls, &earliest, findings);
-    absences(calls, &floors, log, &earliest, findings);
+    absences(calls, &floors, &presence, &earliest, findings);
     replay(calls, writes, log, findings)
 }
 
@@ -46,13 +47,63 @@ fn unique(calls: &[Call], findings: &mut Findings) {
     }
 }
 
+/// When each key was there, where the log is whole.
+struct Presence<'a> {
+    /// What the log covers; nothing if it has holes.
+    covered: Option<(u64, u64)>,
+    /// By key: from each of these revisions on it is there (or is not), in order.
+    changes: HashMap<&'a str, Vec<(u64, bool)>>,
+}
+
+impl<'a> Presence<'a> {
+    fn of(log: &'a Log) -> Self {
+        let [segment] = &log.segments[..] else {
+            return Self { covered: None, changes: HashMap::new() };
+        };
+        let mut changes: HashMap<&str, Vec<(u64, bool)>> = HashMap::new();
+        for key in segment.base.keys() {
+            changes.entry(key).or_default().push((segment.start, true));
+        }
+        for (revision, known) in log.revisions.range(segment.start + 1..) {
+            for event in &known.events {
+                let there = event.change == Change::Put;
+                changes.entry(&event.entry.0).or_default().push((*revision, there));
+            }
+        }
+        Self { covered: Some((segment.start, segment.end)), changes }
+    }
+
+    /// The first revision from `floor` on without `key`. `Err` if there is none, `Ok(None)` if that is not known.
+    fn absent_from(&self, key: &str, floor: u64) -> Result<Option<u64>, ()> {
+        if self.covered.is_none_or(|(start, end)| floor < start || end < floor) {
+            return Ok(None);
+        }
+        let changes = self.changes.get(key).map_or(&[][..], Vec::as_slice);
+        let later = changes.partition_point(|(revision, _)| *revision <= floor);
+        if later.checked_sub(1).is_none_or(|at| !changes[at].1) {
+            return Ok(Some(floor));
+        }
+        let removed = changes[later..].iter().find(|(_, there)| !there);
+        removed.map(|(revision, _)| Some(*revision)).ok_or(())
+    }
+}
+
+/// The key and the answer of a linearizable read that was told "not registered", without a revision.
+fn absence(call: &Call) -> Option<(&str, &Op)> {
+    let linearizable = call.f() == F::Read && call.invoke.consistency != Some(Consistency::Stale);
+    let ok = call.ok().filter(|ok| linearizable && ok.revision.is_none() && ok.value == Value::None)?;
+    Some((call.key().unwrap_or_default(), ok))
+}
+
 /// The sweep of S2. Returns for every call the highest revision that anybody knew of when it began.
-fn order(calls: &[Call], log: &Log, findings: &mut Findings) -> Vec<u64> {
+fn order(calls: &[Call], log: &Log, presence: &Presence<'_>, findings: &mut Findings) -> Vec<u64> {
     #[derive(PartialEq, Eq, PartialOrd, Ord)]
     enum Step {
         // At the same instant a call began before the other returned: they may have been concurrent.
         Begin(usize),
         Learn(u64),
+        // Who was told "not registered" knows that the first such revision has been.
+        Missed(usize),
     }
     let mut steps: Vec<(u64, Step)> = Vec::new();
     for (at, call) in calls.iter().enumerate() {
@@ -61,6 +112,8 @@ fn order(calls: &[Call], log: &Log, findings: &mut Findings) -> Vec<u64> {
             && let Some(revision) = ok.revision
         {
             steps.push((ok.time, Step::Learn(revision)));
+        } else if let Some((_, ok)) = absence(call) {
+            steps.push((ok.time, Step::Missed(at)));
         }
     }
     steps.extend(log.revisions.iter().map(|(revision, known)| (known.seen, Step::Learn(*revision))));
@@ -72,6 +125,12 @@ fn order(calls: &[Call], log: &Log, findings: &mut Findings) -> Vec<u64> {
         match step {
             Step::Begin(at) => floors[at] = highest,
             Step::Learn(revision) => highest = highest.max(revision),
+            Step::Missed(at) => {
+                let key = calls[at].key().unwrap_or_default();
+                if let Ok(Some(revision)) = presence.absent_from(key, floors[at]) {
+                    highest = highest.max(revision);
+                }
+            }
         }
     }
     for (call, &floor) in calls.iter().zip(&floors) {
@@ -198,22 +257,30 @@ fn sessions(calls: &[Call], findings: &mut Findings) {
 }
 
 /// When each revision can have happened at the earliest: not before its cause was asked for, and not before those below it.
-/// Expiries ask nobody.
+/// Expiries ask nobody. A removal belongs to who was told so; the others to calls of unknown outcome, each of which made at
+/// most one: the n-th of them needs n such calls.
 fn earliest(calls: &[Call], writes: &Writes<'_>, log: &Log) -> BTreeMap<u64, u64> {
-    let mut removers: HashMap<&str, Vec<&Call>> = HashMap::new();
+    let mut owners: HashMap<u64, u64> = HashMap::new();
+    let mut unknown: HashMap<&str, Vec<u64>> = HashMap::new();
     for call in calls.iter().filter(|call| call.f() == F::Deregister && call.may_have_written()) {
-        removers.entry(call.key().unwrap_or_default()).or_default().push(call);
+        match call.wrote() {
+            Some(revision) => drop(owners.insert(revision, call.invoked())),
+            None => unknown.entry(call.key().unwrap_or_default()).or_default().push(call.invoked()),
+        }
     }
+    unknown.values_mut().for_each(|invoked| invoked.sort_unstable());
+    let mut unowned: HashMap<&str, usize> = HashMap::new();
     let mut earliest = BTreeMap::new();
     let mut latest = 0;
     for (revision, known) in &log.revisions {
         for event in &known.events {
+            let key = event.entry.0.as_str();
             let asked = match event.change {
                 Change::Put => writes.of(event.entry.1).map(Call::invoked),
-                Change::Delete => removers.get(event.entry.0.as_str()).and_then(|calls| {
-                    let able =
-                        calls.iter().filter(|call| call.wrote().is_none_or(|wrote| wrote == *revision));
-                    able.map(|call| call.invoked()).min()
+                Change::Delete => owners.get(revision).copied().or_else(|| {
+                    let before = unowned.entry(key).or_default();
+                    *before += 1;
+                    unknown.get(key)?.get(*before - 1).copied()
                 }),
                 Change::Expire => None,
             };
@@ -239,32 +306,20 @@ fn nothing_from_the_future(calls: &[Call], earliest: &BTreeMap<u64, u64>, findin
 fn absences(
     calls: &[Call],
     floors: &[u64],
-    log: &Log,
+    presence: &Presence<'_>,
     earliest: &BTreeMap<u64, u64>,
     findings: &mut Findings,
 ) {
-    if !log.is_whole() {
-        return;
-    }
-    let suspects = calls.iter().zip(floors).filter_map(|(call, floor)| {
-        let ok = call.ok().filter(|ok| ok.revision.is_none() && ok.value == Value::None)?;
-        (call.f() == F::Read && log.covers(*floor)).then_some((*floor, call, ok))
-    });
-    let mut suspects: Vec<_> = suspects.collect();
-    suspects.sort_by_key(|(floor, ..)| *floor);
-    let mut removed_at: HashMap<&str, Vec<u64>> = HashMap::new();
-    for (revision, known) in &log.revisions {
-        for event in known.events.iter().filter(|event| event.change != Change::Put) {
-            removed_at.entry(&event.entry.0).or_default().push(*revision);
-        }
-    }
-    let mut cursor = log.cursor();
-    for (floor, call, ok) in suspects {
-        let key = call.key().unwrap_or_default();
-        let absent = cursor.seek(floor).is_none_or(|state| !state.contains_key(key));
-        let in_time =
-            |revision: &u64| *revision > floor && earliest.get(revision).is_none_or(|at| *at <= ok.time);
-        if !absent && !removed_at.get(key).is_some_and(|at| at.iter().any(in_time)) {
+    for (call, floor) in calls.iter().zip(floors) {
+        let Some((key, ok)) = absence(call) else { continue };
+        let possible = match presence.absent_from(key, *floor) {
+            Ok(None) => true,
+            Ok(Some(revision)) => {
+                revision == *floor || earliest.get(&revision).is_none_or(|at| *at <= ok.time)
+            }
+            Err(()) => false,
+        };
+        if !possible {
             findings.add("S3", format!("line {} did not find {key}, which was there", ok.index));
         }
     }

@@ -213,3 +213,56 @@ fn inside_a_hole_nothing_is_replayed() {
         ],
     );
 }
+
+#[test]
+fn a_removal_that_somebody_owns_was_not_made_by_another() {
+    check(
+        "
+        watch w1 @0 reset 0
+        0..? deregister web-1
+        5..? register web-1 10
+        watch w1 @9 events 1 | 1 put web-1:10@1/1
+        10..12 read web-1 = nothing
+        20..25 deregister web-1 = found 2
+        watch w1 @23 events 2 | 2 delete web-1:10@1/1
+        ",
+        expect![[r#"
+            S2: line 5 wrote revision 2, but 2 was known before it
+            S3: line 3 did not find web-1, which was there"#]],
+    );
+}
+
+#[test]
+fn what_was_found_gone_is_not_read_again() {
+    check(
+        "
+        watch w1 @0 reset 0
+        0..3 register web-1 10 = 1
+        watch w1 @5 events 1 | 1 put web-1:10@1/1
+        10..? deregister web-1
+        12..14 read web-1 = nothing
+        20..22 read web-1 = 10@1/1 at 1
+        watch w1 @30 events 2 | 2 delete web-1:10@1/1
+        ",
+        expect!["S2: line 6 read at 1, but 2 was known before it"],
+    );
+}
+
+#[test]
+fn a_call_of_unknown_outcome_removes_once() {
+    check(
+        "
+        watch w1 @0 reset 0
+        0..? register web-1 10
+        watch w1 @5 events 1 | 1 put web-1:10@1/1
+        0..? deregister web-1
+        watch w1 @6 events 2 | 2 delete web-1:10@1/1
+        10..? register web-1 11
+        watch w1 @15 events 3 | 3 put web-1:11@3/3
+        18..19 read web-1 = nothing
+        20..? deregister web-1
+        watch w1 @25 events 4 | 4 delete web-1:11@3/3
+        ",
+        expect!["S3: line 4 did not find web-1, which was there"],
+    );
+}
