@@ -13,9 +13,11 @@
 //!            │──────▶ state, process              cluster.json; spawning, signals, /proc
 //!            └──────▶ status ──▶ http             what the processes say of themselves
 //! roles ──▶ registry-node, balancer, backend      what a child process becomes
+//! cli ──▶ bench ──▶ cluster                       figures, beside others of the kind
 //! ```
 
 pub mod backend;
+mod bench;
 mod cluster;
 mod error;
 mod http;

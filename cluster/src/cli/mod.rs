@@ -6,6 +6,8 @@ mod logs;
 mod table;
 mod up;
 
+pub(crate) use table::columns;
+
 use std::{
     io::{self, Write as _},
     path::PathBuf,
@@ -15,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{Cluster, state::Recent};
+use crate::{Cluster, bench::Bench, state::Recent};
 
 /// A whole system on one machine: registry nodes, balancers and sample backends as real processes.
 #[derive(Debug, Parser)]
@@ -68,6 +70,15 @@ enum Command {
     },
     /// Stop everything.
     Down,
+    /// Measure, on nodes of its own.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: Bench,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t, global = true)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -120,7 +131,11 @@ enum What {
 /// Runs the command that the command line asks for.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match cli.command {
+        // The load must not be what is slow.
+        Command::Bench { .. } => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+    };
     match runtime.context("cannot build a runtime").and_then(|runtime| runtime.block_on(run(cli))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -149,6 +164,24 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Add { what: What::Backend } => add_backend(&open()?).await,
         Command::Down => down(open()?).await,
+        Command::Bench { what, output } => bench(&what, output).await,
+    }
+}
+
+/// Dropped half-way, it kills what it has started.
+async fn bench(what: &Bench, output: Output) -> Result<()> {
+    let mut signals = up::Signals::new()?;
+    let report = tokio::select! {
+        report = Box::pin(what.run(note)) => report?,
+        () = signals.recv() => bail!("interrupted; nothing is left running"),
+    };
+    match output {
+        Output::Json => say(&serde_json::to_string_pretty(&report)?),
+        Output::Table => say(&report.table()),
+    }
+    match report.missed() {
+        missed if missed > 0 && what.checks() => bail!("{missed} figures miss what must be"),
+        _ => Ok(()),
     }
 }
 

@@ -131,15 +131,15 @@ async fn watch(cluster: &Cluster) -> Result<()> {
 }
 
 /// Whatever asks this program to end.
-struct Signals([Signal; 3]);
+pub(super) struct Signals([Signal; 3]);
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    pub(super) fn new() -> Result<Signals> {
         let on = |kind| signal(kind).context("cannot listen for signals");
         Ok(Signals([on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?]))
     }
 
-    async fn recv(&mut self) {
+    pub(super) async fn recv(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => (),
