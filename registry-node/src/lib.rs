@@ -8,10 +8,13 @@ pub mod catalog;
 pub mod config;
 pub mod consensus;
 pub mod envelope;
+pub mod latest;
 pub mod lease;
 pub mod metrics;
 pub mod registry;
 mod run;
+#[doc(hidden)]
+pub mod scope;
 pub mod storage;
 #[cfg(test)]
 mod tidy;

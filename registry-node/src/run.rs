@@ -21,7 +21,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 use crate::{
     api,
     config::{Args, Config, Limits},
-    consensus::{Consensus, Parts, PeerServer, StartError, identity_in},
+    consensus::{Consensus, Parts, PeerServer, StartError, identity_in, over_tcp},
     lease::Keeper,
     metrics::Metrics,
     registry::Registry,
@@ -100,8 +100,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     server.serve(peer, &tracker, peers_stop.clone())?;
 
     let hub = Hub::new(config.limits.watchers_max);
-    let parts =
-        Parts { config: &config, store, recovered, hub: hub.clone(), server: &server, tracker: &tracker };
+    let parts = Parts {
+        config: &config,
+        store,
+        recovered,
+        hub: hub.clone(),
+        dial: over_tcp(),
+        server: &server,
+        tracker: &tracker,
+    };
     let consensus = tokio::select! {
         started = Consensus::start(parts) => started?,
         () = stop.cancelled() => return Ok(()),

@@ -14,7 +14,13 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{codec, codec::Identity, network::client_at, peer_server::PeerServer, types::Address};
+use super::{
+    codec,
+    codec::Identity,
+    network::{Dial, client_at},
+    peer_server::PeerServer,
+    types::Address,
+};
 use crate::{
     config::{Config, Origin},
     storage::Recovered,
@@ -95,7 +101,12 @@ pub struct Place {
 }
 
 /// Finds the place, waiting for peers as long as it takes.
-pub async fn find_place(config: &Config, found: &Recovered, server: &PeerServer) -> Result<Place, Error> {
+pub async fn find_place(
+    config: &Config,
+    found: &Recovered,
+    server: &PeerServer,
+    dial: &Dial,
+) -> Result<Place, Error> {
     let known = server.identity();
     if let Some(Identity { node_id, .. }) = known.as_ref().filter(|identity| identity.node_id != config.id) {
         return Err(Error::OtherNode { dir: config.dir.clone(), found: *node_id, asked: config.id });
@@ -104,18 +115,18 @@ pub async fn find_place(config: &Config, found: &Recovered, server: &PeerServer)
     match (&config.origin, known) {
         (_, Some(known)) if running => Ok(Place { cluster_id: known.cluster_id.into(), found_with: None }),
         (Origin::Join(_), Some(known)) => Ok(Place { cluster_id: known.cluster_id.into(), found_with: None }),
-        (Origin::Join(peer), None) => join(config, peer, server).await,
+        (Origin::Join(peer), None) => join(config, peer, server, dial).await,
         (Origin::Bootstrap(members), known) if members.keys().next() == Some(&config.id) => {
-            found_cluster(config, members, known, server).await
+            found_cluster(config, members, known, server, dial).await
         }
-        (Origin::Bootstrap(members), _) => await_founding(config, members, server).await,
+        (Origin::Bootstrap(members), _) => await_founding(config, members, server, dial).await,
     }
 }
 
 /// Takes the cluster's id from a member; the leader sends everything else once it has been told of this node.
-async fn join(config: &Config, peer: &str, server: &PeerServer) -> Result<Place, Error> {
+async fn join(config: &Config, peer: &str, server: &PeerServer, dial: &Dial) -> Result<Place, Error> {
     let refused = |why: String| Error::Join { peer: peer.into(), why };
-    let mut client = client_at(peer);
+    let mut client = client_at(dial, peer);
     let asked = tokio::time::timeout(
         JOIN_TIMEOUT,
         client.identify(pb::IdentifyRequest { from: config.id, joining: true }),
@@ -153,10 +164,11 @@ async fn found_cluster(
     members: &BTreeMap<u64, String>,
     known: Option<Identity>,
     server: &PeerServer,
+    dial: &Dial,
 ) -> Result<Place, Error> {
     let mut reminder = Reminder::new();
     loop {
-        let answers = ask(config, members).await;
+        let answers = ask(config, members, dial).await;
         refuse_if_running(config, members, &answers)?;
         if answers.len() + 1 == members.len() {
             let cluster_id = match &known {
@@ -171,7 +183,7 @@ async fn found_cluster(
                 return Err(Error::Promised { peer: other.node_id, cluster: other.cluster_id.clone() });
             }
             server.adopt(Identity { cluster_id: cluster_id.clone(), node_id: config.id }).await?;
-            if adopted_by_all(config, members, &cluster_id).await {
+            if adopted_by_all(config, members, &cluster_id, dial).await {
                 info!(cluster = cluster_id, members = members.len(), "founding the cluster");
                 return Ok(Place {
                     cluster_id: cluster_id.into(),
@@ -189,13 +201,14 @@ async fn await_founding(
     config: &Config,
     members: &BTreeMap<u64, String>,
     server: &PeerServer,
+    dial: &Dial,
 ) -> Result<Place, Error> {
     let mut reminder = Reminder::new();
     loop {
         if let Some(identity) = server.identity() {
             return Ok(Place { cluster_id: identity.cluster_id.into(), found_with: None });
         }
-        let answers = ask(config, members).await;
+        let answers = ask(config, members, dial).await;
         if server.identity().is_none() {
             refuse_if_running(config, members, &answers)?;
         }
@@ -204,10 +217,10 @@ async fn await_founding(
     }
 }
 
-async fn ask(config: &Config, members: &BTreeMap<u64, String>) -> Vec<pb::IdentifyResponse> {
+async fn ask(config: &Config, members: &BTreeMap<u64, String>, dial: &Dial) -> Vec<pb::IdentifyResponse> {
     let others = members.iter().filter(|(id, _)| **id != config.id);
     let asked = others.map(|(id, address)| async move {
-        let mut client = client_at(config.peer_override.get(id).unwrap_or(address));
+        let mut client = client_at(dial, config.peer_override.get(id).unwrap_or(address));
         let answer = tokio::time::timeout(
             ASK_TIMEOUT,
             client.identify(pb::IdentifyRequest { from: config.id, joining: false }),
@@ -237,10 +250,15 @@ fn refuse_if_running(
     }
 }
 
-async fn adopted_by_all(config: &Config, members: &BTreeMap<u64, String>, cluster_id: &str) -> bool {
+async fn adopted_by_all(
+    config: &Config,
+    members: &BTreeMap<u64, String>,
+    cluster_id: &str,
+    dial: &Dial,
+) -> bool {
     let others = members.iter().filter(|(id, _)| **id != config.id);
     let asked = others.map(|(id, address)| async move {
-        let mut client = client_at(config.peer_override.get(id).unwrap_or(address));
+        let mut client = client_at(dial, config.peer_override.get(id).unwrap_or(address));
         let request = pb::AdoptRequest { from: config.id, to: *id, cluster_id: cluster_id.into() };
         match tokio::time::timeout(ASK_TIMEOUT, client.adopt(request)).await {
             Ok(Ok(_)) => true,

@@ -10,6 +10,9 @@ mod machine_status;
 mod network;
 mod peer_server;
 mod proposer;
+mod runtime;
+#[doc(hidden)]
+pub mod seam;
 mod state_machine;
 #[cfg(test)]
 mod tests;
@@ -29,14 +32,15 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use self::{
     bootstrap::{Error as BootstrapError, identity_in},
     codec::Identity,
     machine_status::{Header, Member, NodeStatus, Role},
-    peer_server::{PeerServer, Renew},
+    network::{Dial, NoConnection, Wire, WireError, over_tcp},
+    peer_server::{PeerServer, PeerService, Renew},
     types::Address,
 };
 use self::{
@@ -49,6 +53,8 @@ use self::{
 use crate::{
     catalog::{InstanceId, Proposal, Provenance},
     config::{self, Timers},
+    latest,
+    scope::scoped,
     storage::{Recovered, Store},
     watch::{Effect, Hub},
 };
@@ -128,8 +134,8 @@ struct Inner {
     cluster_id: Arc<str>,
     timers: Timers,
     hub: Hub,
-    lead: watch::Receiver<Lead>,
-    applied: watch::Receiver<Option<LogId>>,
+    lead: latest::Receiver<Lead>,
+    applied: latest::Receiver<Option<LogId>>,
     proposer: Proposer,
     peers: Peers,
     started: Instant,
@@ -149,6 +155,8 @@ pub struct Parts<'a> {
     pub recovered: Recovered,
     /// Where the catalog lives.
     pub hub: Hub,
+    /// How the other nodes are reached.
+    pub dial: Dial,
     /// The peers' port, already open.
     pub server: &'a PeerServer,
     /// Where tasks run.
@@ -180,14 +188,14 @@ pub enum StartError {
 impl Consensus {
     /// Finds or founds the cluster, then runs. Returns before a leader is known.
     pub async fn start(parts: Parts<'_>) -> Result<Self, StartError> {
-        let Parts { config, store, recovered, hub, server, tracker } = parts;
+        let Parts { config, store, recovered, hub, dial, server, tracker } = parts;
         let damaged = |what: String| StartError::Damaged { dir: config.dir.clone(), what };
-        let place = bootstrap::find_place(config, &recovered, server).await?;
+        let place = bootstrap::find_place(config, &recovered, server, &dial).await?;
         covers_the_purged(&recovered).map_err(damaged)?;
         let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
         let machine = Machine::open(hub.clone(), store, recovered.snapshot).map_err(damaged)?;
         let applied = machine.applied();
-        let peers = Peers::new(config, place.cluster_id.clone());
+        let peers = Peers::new(config, place.cluster_id.clone(), dial);
         let network = Network::new(peers.clone());
         let raft = Raft::new(config.id, Arc::new(settings(config)?), network, log, machine)
             .await
@@ -197,8 +205,8 @@ impl Consensus {
         {
             raft.initialize(members).await.map_err(|e| StartError::Raft(e.to_string()))?;
         }
-        let (lead, following) = watch::channel(Lead::Nowhere);
-        tracker.spawn(follow_lead(raft.clone(), config.id, lead));
+        let (lead, following) = latest::channel(Lead::Nowhere);
+        tracker.spawn(scoped(follow_lead(raft.clone(), config.id, lead)));
         let consensus = Self(Arc::new(Inner {
             proposer: Proposer::start(raft.clone(), tracker),
             raft,
@@ -214,7 +222,7 @@ impl Consensus {
             heard_ms: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
         }));
-        tracker.spawn(consensus.clone().catch_up());
+        tracker.spawn(scoped(consensus.clone().catch_up()));
         server.open(consensus.clone());
         Ok(consensus)
     }
@@ -577,7 +585,7 @@ async fn membership<T>(
 }
 
 /// Mirrors what openraft knows of leadership.
-async fn follow_lead(raft: Raft<Types, Machine>, id: u64, lead: watch::Sender<Lead>) {
+async fn follow_lead(raft: Raft<Types, Machine>, id: u64, lead: latest::Sender<Lead>) {
     let mut metrics = raft.server_metrics();
     loop {
         let now = {

@@ -20,10 +20,8 @@ use openraft::{
 };
 use proto::raft::v1::{self as pb, raft_client::RaftClient};
 use tokio::time::Instant;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, body::Body, transport::Endpoint};
+use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     Error, codec,
@@ -45,6 +43,27 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// A snapshot's chunk may wait for the follower's disk.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A way to one node's peer port: calls of gRPC go in, answers come out.
+pub type Wire = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, WireError>;
+
+/// Opens a way to the node at a URL, without waiting for it.
+pub type Dial = Arc<dyn Fn(&str) -> Wire + Send + Sync>;
+
+/// A call did not get through, or its answer did not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WireError(#[source] pub BoxError);
+
+/// A call that failed because no connection stood: nobody has seen it.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection")]
+pub struct NoConnection;
+
+/// How servers reach each other.
+pub fn over_tcp() -> Dial {
+    Arc::new(connect_lazily)
+}
+
 /// What a channel is for; each has its own, so that a snapshot never delays a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Purpose {
@@ -63,23 +82,24 @@ struct Inner {
     cluster_id: Arc<str>,
     timers: Timers,
     overrides: BTreeMap<u64, String>,
-    channels: Mutex<BTreeMap<(u64, Purpose), (String, Channel)>>,
+    dial: Dial,
+    channels: Mutex<BTreeMap<(u64, Purpose), (String, Wire)>>,
 }
 
 impl Peers {
-    pub fn new(config: &Config, cluster_id: Arc<str>) -> Self {
+    pub fn new(config: &Config, cluster_id: Arc<str>, dial: Dial) -> Self {
         let overrides = config.peer_override.clone();
         let channels = Mutex::default();
-        Self(Arc::new(Inner { id: config.id, cluster_id, timers: config.timers, overrides, channels }))
+        Self(Arc::new(Inner { id: config.id, cluster_id, timers: config.timers, overrides, dial, channels }))
     }
 
-    fn client(&self, id: u64, address: &Address, purpose: Purpose) -> RaftClient<Channel> {
+    fn client(&self, id: u64, address: &Address, purpose: Purpose) -> RaftClient<Wire> {
         let url = self.0.overrides.get(&id).map_or_else(|| address.peer.clone(), |to| format!("http://{to}"));
         let mut channels = self.0.channels.lock().expect("no panic while it is held");
         let known =
             channels.get(&(id, purpose)).filter(|(at, _)| *at == url).map(|(_, channel)| channel.clone());
         let channel = known.unwrap_or_else(|| {
-            let channel = connect_lazily(&url);
+            let channel = (self.0.dial)(&url);
             channels.insert((id, purpose), (url, channel.clone()));
             channel
         });
@@ -148,26 +168,27 @@ impl Peers {
 }
 
 /// A client for a peer that is not yet a member, for bootstrap.
-pub fn client_at(address: &str) -> RaftClient<Channel> {
-    client_on(connect_lazily(&format!("http://{address}")))
+pub fn client_at(dial: &Dial, address: &str) -> RaftClient<Wire> {
+    client_on(dial(&format!("http://{address}")))
 }
 
-fn client_on(channel: Channel) -> RaftClient<Channel> {
+fn client_on(channel: Wire) -> RaftClient<Wire> {
     RaftClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn connect_lazily(url: &str) -> Channel {
+fn connect_lazily(url: &str) -> Wire {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid"));
-    endpoint
+    let channel = endpoint
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
-        .connect_lazy()
+        .connect_lazy();
+    BoxCloneSyncService::new(channel.map_err(|error| WireError(error.into())))
 }
 
 /// A forwarded call with its deadline, and what its failure means.
@@ -191,7 +212,7 @@ async fn by<T>(
 fn never_sent(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<tonic::ConnectError>() || error.is::<NoConnection>() {
             return true;
         }
         cause = error.source();
@@ -256,7 +277,7 @@ impl RaftNetworkFactory<Types> for Network {
 
 /// openraft's client of one peer for one purpose.
 pub struct Link {
-    client: RaftClient<Channel>,
+    client: RaftClient<Wire>,
     peers: Peers,
     id: u64,
     purpose: Purpose,
@@ -364,6 +385,7 @@ impl RaftNetworkV2<Types> for Link {
             futures_util::stream::iter(std::iter::once(first).chain(chunks).chain(std::iter::once(end)));
         let sent = within(SNAPSHOT_TIMEOUT, self.client.install_snapshot(stream));
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = sent => {
                 let answer = answer.map_err(|error| match error {

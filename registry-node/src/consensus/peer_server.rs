@@ -52,6 +52,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct PeerServer(Arc<Inner>);
 
+/// The calls that nodes make to each other, as a service of gRPC.
+pub type PeerService = raft_server::RaftServer<PeerServer>;
+
 struct Inner {
     config: Config,
     store: Store,
@@ -84,9 +87,7 @@ impl PeerServer {
         stop: CancellationToken,
     ) -> io::Result<SocketAddr> {
         let address = listener.local_addr()?;
-        let service = raft_server::RaftServer::new(self.clone())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let service = self.service();
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
@@ -101,6 +102,13 @@ impl PeerServer {
             }
         });
         Ok(address)
+    }
+
+    /// What the port serves.
+    pub fn service(&self) -> PeerService {
+        PeerService::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// From now on the calls of a running cluster are answered.

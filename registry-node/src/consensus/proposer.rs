@@ -12,7 +12,7 @@ use super::{
     state_machine::Machine,
     types::{Batch, Sealed, Types},
 };
-use crate::{catalog::Proposal, watch::Effect};
+use crate::{catalog::Proposal, scope::scoped, watch::Effect};
 
 /// Proposals of one entry, whichever bound comes first; well within a log frame (96 KiB).
 const BATCH_MAX: usize = 2_048;
@@ -36,7 +36,7 @@ impl Proposer {
     /// Starts the packing task.
     pub fn start(raft: Raft<Types, Machine>, tracker: &TaskTracker) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        tracker.spawn(pack(raft, waiting, tracker.clone()));
+        tracker.spawn(scoped(pack(raft, waiting, tracker.clone())));
         Self { queue }
     }
 
@@ -110,7 +110,7 @@ async fn submit(
         let error = Error::NotReady { why: "it is stopping".into() };
         return replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
     }
-    tracker.spawn(async move {
+    tracker.spawn(scoped(async move {
         let result = match written.await {
             Ok(Ok(written)) => Ok(written.data),
             // Refused before it was appended.
@@ -125,7 +125,7 @@ async fn submit(
             }
             Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
         }
-    });
+    }));
 }
 
 /// Room that the container of an entry needs for each proposal.

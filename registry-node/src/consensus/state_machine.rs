@@ -8,7 +8,6 @@ use openraft::{
     EntryPayload, OptionalSend,
     storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
 };
-use tokio::sync::watch;
 use tracing::info;
 
 use super::{
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     catalog::Catalog,
+    latest,
     storage::{self, Store},
     watch::Hub,
 };
@@ -24,14 +24,14 @@ use crate::{
 pub struct Machine {
     hub: Hub,
     store: Store,
-    applied: watch::Sender<Option<LogId>>,
+    applied: latest::Sender<Option<LogId>>,
     membership: StoredMembership,
 }
 
 impl Machine {
     /// Begins with the newest snapshot, if there is one.
     pub fn open(hub: Hub, store: Store, snapshot: Option<storage::Snapshot>) -> Result<Self, String> {
-        let (applied, _) = watch::channel(None);
+        let (applied, _) = latest::channel(None);
         let mut machine = Self { hub, store, applied, membership: StoredMembership::default() };
         if let Some(snapshot) = snapshot {
             let meta = codec::decode_snapshot_meta(&snapshot.meta)
@@ -43,7 +43,7 @@ impl Machine {
     }
 
     /// The last entry that is applied, as it moves.
-    pub fn applied(&self) -> watch::Receiver<Option<LogId>> {
+    pub fn applied(&self) -> latest::Receiver<Option<LogId>> {
         self.applied.subscribe()
     }
 
@@ -119,6 +119,9 @@ fn index_of(meta: &SnapshotMeta) -> u64 {
     meta.last_log_id.map_or(0, |id| id.index)
 }
 
+/// Records that are encoded in less time than a thread takes to wake up.
+const INLINE_MAX: usize = 128;
+
 /// A copy of the catalog at one log id, on its way to disk.
 pub struct Builder {
     meta: SnapshotMeta,
@@ -131,10 +134,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let catalog = self.catalog.clone();
-        let chunks = tokio::task::spawn_blocking(move || {
-            catalog.to_chunks().into_iter().map(Bytes::from).collect::<Chunks>()
-        });
-        let chunks = chunks.await.map_err(io::Error::other)?;
+        let encode = move || catalog.to_chunks().into_iter().map(Bytes::from).collect::<Chunks>();
+        let chunks = match self.catalog.len() {
+            0..INLINE_MAX => encode(),
+            _ => tokio::task::spawn_blocking(encode).await.map_err(io::Error::other)?,
+        };
         let stored = storage::Snapshot {
             index: index_of(&self.meta),
             meta: codec::encode_snapshot_meta(&self.meta),

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
+use super::runtime::Runtime;
 use crate::{catalog::Proposal, watch::Effect};
 
 /// A proposal and the bytes it has on disk and between nodes; encoded once.
@@ -44,6 +45,7 @@ openraft::declare_raft_types!(
         D = Batch,
         R = Vec<Effect>,
         Node = Address,
+        AsyncRuntime = Runtime,
 );
 
 pub type LeaderId = openraft::type_config::alias::LeaderIdOf<Types>;

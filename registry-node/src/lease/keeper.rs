@@ -26,6 +26,7 @@ use crate::{
     catalog::{Command, EventKind, InstanceId, Outcome, Proposal},
     consensus::{self, Consensus, Error, Lead},
     metrics::Metrics,
+    scope::scoped,
     watch::{Changes, Effect, Hub},
 };
 
@@ -147,6 +148,7 @@ impl Keeper {
     pub async fn run(self, queue: ForwardQueue, stop: CancellationToken) {
         let forwarding = forward_all(self.0.consensus.clone(), queue.0);
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = self.expire_overdue() => {}
             () = forwarding => {}
@@ -164,6 +166,7 @@ impl Keeper {
             tokio::pin!(tick);
             while let Some(expiry) = &mut expiring {
                 tokio::select! {
+                    biased;
                     () = expiry => expiring = None,
                     () = &mut tick => break,
                 }
@@ -321,10 +324,10 @@ async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>) {
         }
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let consensus = consensus.clone();
-        tokio::spawn(async move {
+        tokio::spawn(scoped(async move {
             forward_one(&consensus, batch, deadline).await;
             drop(place);
-        });
+        }));
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -87,7 +88,7 @@ pub enum Slot {
 impl Slot {
     fn key(self) -> &'static [u8] {
         match self {
-            Self::Vote => b"vote",
+            Self::Vote => VOTE_KEY,
             Self::Committed => b"committed",
             Self::Identity => b"identity",
         }
@@ -170,6 +171,21 @@ impl Store {
         Ok((Self { jobs }, recovered))
     }
 
+    /// The same without a thread: whoever runs the future is the writer. `latency` says how long it waits before
+    /// each batch of writes, and again before it tells the callers. For disks in memory, in simulated time.
+    pub fn in_task(
+        disk: impl Disk,
+        dir: &Path,
+        metrics: Arc<Metrics>,
+        on_failure: impl FnOnce(&io::Error) + Send + 'static,
+        latency: impl FnMut() -> Duration + Send + 'static,
+    ) -> Result<(Self, Recovered, impl Future<Output = ()> + Send), Error> {
+        let (writer, recovered) = Writer::open(disk, dir)?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let work = async move { writer.run_in_task(queue, &metrics, on_failure, latency).await };
+        Ok((Self { jobs }, recovered, work))
+    }
+
     /// Appends `entries`, which must follow the last index without a gap; `done` is called once they survive a
     /// power cut. Each is at most [`ENTRY_BYTES_MAX`].
     pub async fn append(&self, first: u64, entries: Vec<Bytes>, done: Done) -> io::Result<()> {
@@ -225,6 +241,20 @@ impl Store {
     async fn send(&self, job: Job) -> io::Result<()> {
         self.jobs.send(job).await.map_err(|_| gone())
     }
+}
+
+/// Where the vote lies in [`Tree::Meta`]; for tests that read along on a disk.
+#[doc(hidden)]
+pub const VOTE_KEY: &[u8] = b"vote";
+
+#[doc(hidden)]
+pub use writer::{SNAPSHOT_KEY, snapshot_reach};
+
+/// The entries of a frame under its key; for tests that read along on a disk.
+#[doc(hidden)]
+pub fn frame_entries(key: &[u8], frame: &[u8]) -> Result<Vec<Bytes>, String> {
+    let key = key.try_into().map(u64::from_be_bytes).map_err(|_| "no frame's key".to_owned())?;
+    frame::decode(key, &Bytes::copy_from_slice(frame)).map(|frame| frame.entries).map_err(|e| e.to_string())
 }
 
 fn gone() -> io::Error {

@@ -1,6 +1,12 @@
 //! The thread that owns the database: drains its queue, writes, pays one barrier, completes every caller.
 
-use std::{collections::BTreeMap, io, ops::Range, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::Range,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -19,7 +25,8 @@ const BATCH: usize = 4_096;
 
 const FORMAT_KEY: &[u8] = b"format";
 const PURGED_KEY: &[u8] = b"purged";
-const SNAPSHOT_KEY: &[u8] = b"snapshot";
+/// Where the pointer to the snapshot lies in [`Tree::Meta`]; for tests that read along on a disk.
+pub const SNAPSHOT_KEY: &[u8] = b"snapshot";
 
 /// What the writer is asked to do.
 pub(super) enum Job {
@@ -202,22 +209,46 @@ impl<D: Disk> Writer<D> {
     ) {
         let mut jobs = Vec::with_capacity(BATCH);
         while queue.blocking_recv_many(&mut jobs, BATCH) > 0 {
-            let started = Instant::now();
-            let mut waiting = Vec::with_capacity(jobs.len());
-            let written = jobs.drain(..).try_for_each(|job| self.execute(job, &mut waiting));
-            let result = written.and_then(|()| self.barrier());
-            if let Err(error) = &result {
-                on_failure(error);
-                waiting
-                    .into_iter()
-                    .for_each(|done| done(Err(io::Error::new(error.kind(), error.to_string()))));
-                return;
-            }
-            if !waiting.is_empty() {
-                metrics.barrier(started.elapsed());
+            let (waiting, result) = self.work_off(&mut jobs, metrics);
+            if let Err(error) = result {
+                on_failure(&error);
+                return fail(waiting, &error);
             }
             waiting.into_iter().for_each(|done| done(Ok(())));
         }
+    }
+
+    /// The same as a task, in simulated time.
+    pub async fn run_in_task(
+        mut self,
+        mut queue: mpsc::Receiver<Job>,
+        metrics: &Metrics,
+        on_failure: impl FnOnce(&io::Error),
+        mut latency: impl FnMut() -> Duration,
+    ) {
+        let mut jobs = Vec::with_capacity(BATCH);
+        while queue.recv_many(&mut jobs, BATCH).await > 0 {
+            tokio::time::sleep(latency()).await;
+            let (waiting, result) = self.work_off(&mut jobs, metrics);
+            if let Err(error) = result {
+                on_failure(&error);
+                return fail(waiting, &error);
+            }
+            tokio::time::sleep(latency()).await;
+            waiting.into_iter().for_each(|done| done(Ok(())));
+        }
+    }
+
+    /// Writes what was taken from the queue and pays one barrier; with the callers who wait for the result.
+    fn work_off(&mut self, jobs: &mut Vec<Job>, metrics: &Metrics) -> (Vec<Done>, io::Result<()>) {
+        let started = Instant::now();
+        let mut waiting = Vec::with_capacity(jobs.len());
+        let written = jobs.drain(..).try_for_each(|job| self.execute(job, &mut waiting));
+        let result = written.and_then(|()| self.barrier());
+        if result.is_ok() && !waiting.is_empty() {
+            metrics.barrier(started.elapsed());
+        }
+        (waiting, result)
     }
 
     fn barrier(&mut self) -> io::Result<()> {
@@ -384,6 +415,15 @@ impl<D: Disk> Writer<D> {
         }
         Ok(entries)
     }
+}
+
+/// The last log index that the snapshot behind a pointer holds.
+pub fn snapshot_reach(pointer: &[u8]) -> Result<u64, String> {
+    unseal::<Pointer>(pointer).map(|pointer| pointer.index).map_err(|e| e.to_string())
+}
+
+fn fail(waiting: Vec<Done>, error: &io::Error) {
+    waiting.into_iter().for_each(|done| done(Err(io::Error::new(error.kind(), error.to_string()))));
 }
 
 fn chunk_key(generation: u64, number: u32) -> [u8; 12] {

@@ -9,10 +9,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{Batch, History, Slice};
-use crate::catalog::{Catalog, Outcome, Proposal, Record, ServiceName};
+use crate::{
+    catalog::{Catalog, Outcome, Proposal, Record, ServiceName},
+    latest,
+};
 
 /// An idle watcher hears that it is up to date this often; a client gives a stream up after three times that.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -28,7 +31,7 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     state: RwLock<State>,
     /// The catalog's revision, for those who wait.
-    revision: watch::Sender<u64>,
+    revision: latest::Sender<u64>,
     watchers: AtomicUsize,
     watchers_max: usize,
 }
@@ -61,7 +64,7 @@ pub enum Changes {
 impl Hub {
     /// An empty catalog at revision 0.
     pub fn new(watchers_max: usize) -> Self {
-        let (revision, _) = watch::channel(0);
+        let (revision, _) = latest::channel(0);
         Self(Arc::new(Inner {
             state: RwLock::default(),
             revision,
