@@ -5,10 +5,11 @@
 //! be repeated from the files alone.
 //!
 //! ```text
-//! run          the shell: cluster, clients, watchers, faults, recorder
+//! run          the shell: cluster, clients, watchers, faults, recorder; power cuts
 //!   plan       pure: what each client does next, which fault comes when; all from one seed
 //! evidence     the files of a run, read back and judged
 //!   judge      pure: history and transcripts in, violations out
+//! kernel       the system calls that have no safe form
 //! history      the lines of `history.jsonl`      transcript      the lines of `watch-*.jsonl`
 //! ```
 //!
@@ -17,6 +18,7 @@
 pub mod evidence;
 pub mod history;
 pub mod judge;
+mod kernel;
 pub mod plan;
 pub mod run;
 pub mod transcript;

@@ -12,6 +12,7 @@
 //! leases     E1 E2 E3 E6         expiry, neither early nor late
 //! linear     S2                  compare-and-set keys through wgl
 //! gates                          the run exercised what it had to
+//! ledger     D1                  the same promise key by key, for power cuts, whose runs have no history
 //! ```
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::transcript::Transcript;
 pub mod durability;
 pub mod gates;
 pub mod leases;
+pub mod ledger;
 pub mod linear;
 pub mod log;
 pub mod revisions;

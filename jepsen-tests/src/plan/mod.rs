@@ -1,6 +1,7 @@
-//! What happens in a run, as data drawn from one seed: what each client does next ([`workload`]), and which fault comes
-//! when and hits whom ([`nemesis`]). Pure: the run carries it out.
+//! What happens in a run, as data drawn from one seed: what each client does next ([`workload`]), which fault comes
+//! when and hits whom ([`nemesis`]), which power cuts come ([`cuts`]). Pure: the run carries it out.
 
+pub mod cuts;
 pub mod nemesis;
 #[cfg(test)]
 mod tests;

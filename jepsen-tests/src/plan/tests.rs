@@ -131,3 +131,30 @@ fn even_keepers_keep_odd_ones_end_every_way() {
     let fates: HashSet<String> = (0..40).map(|_| format!("{:?}", odd.life().fate)).collect();
     assert_eq!(fates, HashSet::from(["Abandoned", "Deregistered", "Replaced"].map(str::to_owned)));
 }
+
+#[test]
+fn cuts_are_dealt_evenly_and_by_the_seed_alone() {
+    use super::cuts::{CUTS_PER_RIG_MAX, Fs, Mode, plan};
+
+    let both = [Fs::Ext4, Fs::Xfs];
+    let rigs = plan(1, 120, &both, None);
+    assert_eq!(rigs, plan(1, 120, &both, None));
+    assert_ne!(rigs, plan(2, 120, &both, None));
+    for fs in both {
+        for mode in [Mode::Single, Mode::Minority, Mode::All, Mode::MinorityAndKill] {
+            let of_mode = rigs
+                .iter()
+                .filter(|rig| rig.fs == fs)
+                .flat_map(|rig| &rig.cuts)
+                .filter(|cut| cut.mode == mode);
+            assert_eq!(of_mode.count(), 15, "{fs} {mode}");
+        }
+    }
+    for rig in &rigs {
+        assert!(rig.cuts.len() <= CUTS_PER_RIG_MAX);
+        assert!(rig.cuts.iter().all(|cut| cut.mode.nodes() == rig.nodes && cut.node < rig.nodes));
+    }
+    let single = plan(5, 7, &[Fs::Xfs], Some(1));
+    assert_eq!(single.iter().map(|rig| rig.cuts.len()).sum::<usize>(), 7);
+    assert!(single.iter().all(|rig| rig.nodes == 1 && rig.fs == Fs::Xfs));
+}

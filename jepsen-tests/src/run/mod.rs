@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use cluster::{Cluster, Kind, Options, Ports};
+use cluster::{Cluster, Kind, Options, Ports, ProcessSpec};
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -25,6 +25,7 @@ use crate::plan::{self};
 mod clients;
 mod door;
 mod faults;
+pub mod power;
 mod recorder;
 mod rest;
 mod watchers;
@@ -126,13 +127,15 @@ async fn launch(settings: &Settings) -> Result<Cluster, cluster::Error> {
 
 /// Names and REST addresses.
 fn node_urls(cluster: &Cluster) -> Result<Vec<(String, String)>, cluster::Error> {
-    let specs = cluster.specs()?.into_iter();
-    Ok(specs
-        .filter_map(|spec| match spec.kind {
-            Kind::Node { rest, .. } => Some((spec.name, rest)),
-            _ => None,
-        })
-        .collect())
+    Ok(node_urls_of(&cluster.specs()?))
+}
+
+fn node_urls_of(specs: &[ProcessSpec]) -> Vec<(String, String)> {
+    let url = |spec: &ProcessSpec| match &spec.kind {
+        Kind::Node { rest, .. } => Some((spec.name.clone(), rest.clone())),
+        _ => None,
+    };
+    specs.iter().filter_map(url).collect()
 }
 
 fn header(settings: &Settings, nodes: &[(String, String)], faults: &[Fault]) -> Header {

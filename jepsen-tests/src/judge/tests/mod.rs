@@ -3,6 +3,7 @@
 mod durability;
 mod gates;
 mod leases;
+mod ledger;
 mod random;
 mod revisions;
 mod story;
