@@ -21,7 +21,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 use crate::{
     api,
     config::{Args, Config, Limits},
-    consensus::{Consensus, Parts, PeerServer, StartError, identity_in, over_tcp},
+    consensus::{Consensus, Parts, PeerServer, StartError, identity_in, over_tcp, sound},
     lease::Keeper,
     metrics::Metrics,
     registry::Registry,
@@ -65,7 +65,7 @@ pub fn main(args: Args) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("registry-node: {error:#}");
-            ExitCode::from(if needs_a_person(&error) { EX_CONFIG } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
     }
 }
@@ -79,10 +79,14 @@ fn log_to_stderr() {
     let _ = tracing_subscriber::registry().with(lines.with_filter(levels)).try_init();
 }
 
-/// Whether starting again can only fail again.
-fn needs_a_person(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(StartError::Bootstrap(_) | StartError::Damaged { .. }))
-        || matches!(error.downcast_ref(), Some(storage::Error::Damaged { .. } | storage::Error::Newer { .. }))
+/// What a supervisor should make of it: 78 if starting again can only fail again, 74 if the disk fails.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let start = error.downcast_ref::<StartError>();
+    match (error.downcast_ref::<storage::Error>(), start) {
+        (Some(storage::Error::Io { .. }), _) => EX_IOERR as u8,
+        (Some(_), _) | (_, Some(StartError::Bootstrap(_) | StartError::Damaged { .. })) => EX_CONFIG,
+        _ => 1,
+    }
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
@@ -94,7 +98,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let peer = listen("peers", config.peer).await?;
 
     let metrics = Arc::new(Metrics::new());
-    let (store, recovered) = Store::open(&config.dir, metrics.clone(), end_the_process)?;
+    let (store, recovered) = Store::open(&config.dir, &sound, metrics.clone(), end_the_process)?;
     let server = peer_server(&config, &store, &recovered)?;
     let peers_stop = CancellationToken::new();
     server.serve(peer, &tracker, peers_stop.clone())?;

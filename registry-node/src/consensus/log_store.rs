@@ -62,9 +62,6 @@ impl LogStore {
             let bytes = bytes.first().ok_or_else(|| format!("entry {} is missing", found.log.end - 1))?;
             last = Some(codec::decode_entry(bytes).map_err(|e| decoded("the last entry", e))?.log_id);
         }
-        if committed.is_some_and(|c| last.is_none_or(|l| l.index < c.index)) {
-            return Err(format!("entries up to {committed:?} were committed, and the log ends at {last:?}"));
-        }
         let shared = Shared { vote, committed, purged, last, tail: Tail::default() };
         Ok(Self { store, shared: Arc::new(Mutex::new(shared)) })
     }

@@ -191,7 +191,6 @@ impl Consensus {
         let Parts { config, store, recovered, hub, dial, server, tracker } = parts;
         let damaged = |what: String| StartError::Damaged { dir: config.dir.clone(), what };
         let place = bootstrap::find_place(config, &recovered, server, &dial).await?;
-        covers_the_purged(&recovered).map_err(damaged)?;
         let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
         let machine = Machine::open(hub.clone(), store, recovered.snapshot).map_err(damaged)?;
         let applied = machine.applied();
@@ -615,13 +614,31 @@ async fn follow_lead(raft: Raft<Types, Machine>, id: u64, lead: latest::Sender<L
     }
 }
 
-/// What is purged from the log must be in the snapshot: else applied entries are nowhere.
-fn covers_the_purged(found: &Recovered) -> Result<(), String> {
-    let reach = found.snapshot.as_ref().map(|snapshot| snapshot.index);
-    match &found.purged {
-        Some(purged) if reach.is_none_or(|reach| reach < purged.index) => {
-            Err(format!("the log is purged up to {}, and the snapshot reaches to {reach:?}", purged.index))
-        }
+/// Whether a store holds what consensus has put there: everything can be read, what is committed is there, and what
+/// is purged from the log is in the snapshot. Else applied entries are nowhere.
+pub fn sound(found: &Recovered) -> Result<(), String> {
+    let cannot = |what: &'static str| move |error: crate::envelope::Error| format!("{what}: {error}");
+    found.vote.as_deref().map(codec::decode_vote).transpose().map_err(cannot("the vote"))?;
+    identity_in(found)?;
+    let mark = found.purged.as_ref().map(|purged| codec::decode_log_id(&purged.mark)).transpose();
+    mark.map_err(cannot("the purge mark"))?;
+    let snapshot = found.snapshot.as_ref();
+    let described = snapshot.map(|snapshot| codec::decode_snapshot_meta(&snapshot.meta)).transpose();
+    described.map_err(cannot("the snapshot's description"))?;
+    let reach = snapshot.map_or(0, |snapshot| snapshot.index + 1);
+    if let Some(purged) = found.purged.as_ref().filter(|purged| reach <= purged.index) {
+        return Err(format!(
+            "the log is purged up to index {}, and the snapshot ends before {reach}",
+            purged.index
+        ));
+    }
+    let committed = found.committed.as_deref().map(codec::decode_log_id).transpose();
+    let end = found.log.end.max(reach);
+    match committed.map_err(cannot("the commit mark"))? {
+        Some(committed) if committed.index >= end => Err(format!(
+            "entries up to index {} were committed, and the log ends before {end}",
+            committed.index
+        )),
         _ => Ok(()),
     }
 }

@@ -30,8 +30,8 @@ struct OnSled;
 impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for OnSled {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Machine), StorageError<Types>> {
         let dir = tempfile::tempdir().expect("a directory");
-        let (store, found) =
-            Store::open(dir.path(), Arc::default(), |e| panic!("{e}")).expect("an empty store");
+        let (store, found) = Store::open(dir.path(), &super::sound, Arc::default(), |e| panic!("{e}"))
+            .expect("an empty store");
         let log = LogStore::open(store.clone(), &found).await.expect("an empty log");
         let machine = Machine::open(Hub::new(8), store, None).expect("no snapshot");
         Ok((dir, log, machine))
@@ -136,8 +136,8 @@ fn entries_older_than_the_tail_are_read_from_disk() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let dir = tempfile::tempdir().expect("a directory");
-        let (store, found) =
-            Store::open(dir.path(), Arc::default(), |e| panic!("{e}")).expect("an empty store");
+        let (store, found) = Store::open(dir.path(), &super::sound, Arc::default(), |e| panic!("{e}"))
+            .expect("an empty store");
         let mut log = LogStore::open(store.clone(), &found).await.expect("an empty log");
         // 64 KiB each: the first of 600 have left the 16 MiB that stay in memory.
         let big = "x".repeat(200);

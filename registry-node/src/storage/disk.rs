@@ -1,4 +1,5 @@
-//! Where bytes lie: the thin seam between the store and sled, and the barrier that makes sled durable.
+//! Where bytes lie: the thin seam between the store and sled, the barrier that makes sled durable, and the
+//! directory that holds a database, its sidecar and what was set aside.
 //!
 //! sled's `flush()` on Linux is `sync_file_range`, which neither empties the device's cache nor journals the
 //! file's size: after a power cut nearly everything it had confirmed is gone. [`Sled::sync`] therefore does
@@ -9,8 +10,9 @@
 //! `apply_batch` takes a lock that is shared by every database of the process; plain inserts do not.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs::{self, File, TryLockError},
+    io::{self, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -41,6 +43,144 @@ pub trait Disk: Send + 'static {
     fn scan(&self, tree: Tree, prefix: &[u8]) -> Box<dyn Iterator<Item = io::Result<Pair>> + '_>;
     /// Returns once everything written before survives a power cut.
     fn sync(&mut self) -> io::Result<()>;
+}
+
+/// What a store needs of the place it lives in: one database, the sidecar beside it, and room to set a damaged
+/// database aside. All of it is on a disk that may fail, and be cut off, at every call.
+pub trait Medium: Send + 'static {
+    /// The database.
+    type Disk: Disk;
+    /// Whether there is a database.
+    fn has_database(&self) -> io::Result<bool>;
+    /// Opens the database, or creates it. [`io::ErrorKind::InvalidData`] says that it is damaged.
+    fn open(&mut self) -> io::Result<Self::Disk>;
+    /// Removes a database that holds nothing yet. Durable on return.
+    fn discard(&mut self) -> io::Result<()>;
+    /// Whether something is set aside under a number.
+    fn is_aside(&self, number: u32) -> io::Result<bool>;
+    /// Moves the database, which is closed, aside. Durable on return; nothing happens if there is none.
+    fn set_aside(&mut self, number: u32) -> io::Result<()>;
+    /// The sidecar, if there is one.
+    fn read_sidecar(&self) -> io::Result<Option<Vec<u8>>>;
+    /// Creates the sidecar, whole or not at all. Durable on return.
+    fn create_sidecar(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Writes into the sidecar; durable after [`Medium::sync_sidecar`].
+    fn write_sidecar(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Returns once everything written to the sidecar survives a power cut.
+    fn sync_sidecar(&mut self) -> io::Result<()>;
+}
+
+/// The name of the database's directory.
+pub const DATABASE: &str = "sled";
+/// The name of the sidecar.
+pub const SIDECAR: &str = "sidecar";
+
+/// A node's directory: `sled/`, `sidecar`, `sled.damaged-N/`, and a `lock` that a running node holds.
+pub struct Directory {
+    dir: PathBuf,
+    sidecar: Option<File>,
+    _lock: File,
+}
+
+impl Directory {
+    /// Creates the directory if need be, and locks it against every other process.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        if !dir.is_dir() {
+            fs::create_dir_all(dir)?;
+            // A directory whose name is lost in a power cut looks like one that was wiped.
+            File::open(
+                dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+            )?
+            .sync_all()?;
+        }
+        let lock = File::options().create(true).append(true).open(dir.join("lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::ResourceBusy, "another process is using it")
+            }
+            TryLockError::Error(error) => error,
+        })?;
+        let sidecar = match File::options().read(true).write(true).open(dir.join(SIDECAR)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { dir: dir.into(), sidecar, _lock: lock })
+    }
+
+    fn aside(&self, number: u32) -> PathBuf {
+        self.dir.join(format!("{DATABASE}.damaged-{number}"))
+    }
+
+    fn sidecar(&self) -> io::Result<&File> {
+        self.sidecar.as_ref().ok_or_else(|| io::Error::other("there is no sidecar"))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl Medium for Directory {
+    type Disk = Sled;
+
+    fn has_database(&self) -> io::Result<bool> {
+        match fs::read_dir(self.dir.join(DATABASE)) {
+            Ok(mut entries) => Ok(entries.next().transpose()?.is_some()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open(&mut self) -> io::Result<Sled> {
+        Sled::open(&self.dir.join(DATABASE))
+    }
+
+    fn discard(&mut self) -> io::Result<()> {
+        if self.has_database()? {
+            fs::remove_dir_all(self.dir.join(DATABASE))?;
+        }
+        self.sync_names()
+    }
+
+    fn is_aside(&self, number: u32) -> io::Result<bool> {
+        self.aside(number).try_exists()
+    }
+
+    fn set_aside(&mut self, number: u32) -> io::Result<()> {
+        match fs::rename(self.dir.join(DATABASE), self.aside(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync_names(),
+        }
+    }
+
+    fn read_sidecar(&self) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(self.dir.join(SIDECAR)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create_sidecar(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (unfinished, path) = (self.dir.join("sidecar.new"), self.dir.join(SIDECAR));
+        let mut file =
+            File::options().create(true).truncate(true).read(true).write(true).open(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)?;
+        self.sync_names()?;
+        self.sidecar = Some(file);
+        Ok(())
+    }
+
+    fn write_sidecar(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.sidecar()?.write_all_at(bytes, offset)
+    }
+
+    fn sync_sidecar(&mut self) -> io::Result<()> {
+        self.sidecar()?.sync_data()
+    }
 }
 
 /// sled, with a barrier that holds.
@@ -179,7 +319,7 @@ fn into_io(error: sled::Error) -> io::Error {
     }
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text =
         panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into()));
     text.unwrap_or_else(|| "the database could not be opened".into())

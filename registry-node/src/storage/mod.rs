@@ -1,17 +1,20 @@
 //! What a node keeps: log, vote, pointers, snapshots, as bytes and indices. Durable when it says so.
 //!
 //! One thread owns the database (`writer`). Whatever waits in its queue is written together and pays for one
-//! barrier (`disk`). The log lies in checksummed, chained frames (`frame`); opening verifies all of it and
-//! refuses what is not exact, so that a damaged store never answers for an intact one.
+//! barrier (`disk`). The log lies in checksummed, chained frames (`frame`), and a small file beside the database
+//! says what was promised (`sidecar`). Opening verifies all of it (`opening`): a store is exactly what it was, or in
+//! quarantine, or refused, so that a damaged one never answers for an intact one.
 
 mod disk;
 mod frame;
+mod opening;
+mod sidecar;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::{
-    fs, io,
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,10 +25,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use self::writer::{Job, Writer};
+use self::writer::Job;
 pub use self::{
-    disk::{Disk, Sled, Tree},
+    disk::{Directory, Disk, Medium, Sled, Tree},
     frame::ENTRY_BYTES_MAX,
+    opening::Sound,
 };
 use crate::{
     envelope::{self, Kind},
@@ -33,7 +37,8 @@ use crate::{
 };
 
 /// The version of everything in a store's directory. An older program refuses a newer directory.
-pub const FORMAT: u32 = 1;
+/// 1: no sidecar, votes without a number.
+pub const FORMAT: u32 = 2;
 
 /// Jobs that may wait for the writer; beyond it callers wait.
 const QUEUE: usize = 4_096;
@@ -53,15 +58,41 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// What is there is not what was written.
+    /// What is there is not what was written, and the node's peers cannot repair it in place.
     #[error(
-        "the store in {} is damaged: {what}. Nothing in it was changed. Keep the directory for inspection, and \
-         replace this node by a new one with a new id: `registry-node --id NEW --join HOST:PEER_PORT`", .dir.display()
+        "the store is damaged: {}: {what}. Nothing was removed: keep {} for inspection, and replace this node by a new one \
+         with a new id: `registry-node --id NEW --dir NEW_DIR --join HOST:PEER_PORT`. If no other member has the data, \
+         `registry-node recover --help` says what can be saved", .dir.join(.file).display(), .dir.display()
     )]
     Damaged {
         /// The store.
         dir: PathBuf,
+        /// The file or directory in it.
+        file: PathBuf,
         /// Where and how.
+        what: String,
+    },
+    /// The database and the sidecar are of two nodes.
+    #[error(
+        "{} does not belong to {}: they are of two different nodes. Put each node's own files together again; \
+         a node whose own are lost is replaced by a new one with a new id: `registry-node --id NEW --dir NEW_DIR --join HOST:PEER_PORT`",
+        .dir.join(disk::SIDECAR).display(), .dir.join(disk::DATABASE).display()
+    )]
+    Foreign {
+        /// The store.
+        dir: PathBuf,
+    },
+    /// Too many damaged databases lie there already.
+    #[error(
+        "the database in {} is damaged ({what}), and {count} damaged ones are set aside there already: this disk needs a look. \
+         Remove {}.damaged-* once they are not needed any more, and start this node again", .dir.display(), disk::DATABASE
+    )]
+    Aside {
+        /// The store.
+        dir: PathBuf,
+        /// How many.
+        count: u32,
+        /// What is wrong with the newest.
         what: String,
     },
     /// Written by a newer program.
@@ -115,6 +146,17 @@ pub struct Snapshot {
     pub chunks: Vec<Bytes>,
 }
 
+/// Why a node takes no part although it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantine {
+    /// What was wrong with the database that was set aside.
+    pub why: String,
+    /// The log has to hold all entries below again: they were durable once.
+    pub floor: u64,
+    /// The newest vote when the database was set aside.
+    pub vote_before: Option<Vec<u8>>,
+}
+
 /// What was found at opening.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovered {
@@ -130,6 +172,8 @@ pub struct Recovered {
     pub log: Range<u64>,
     /// The newest whole snapshot.
     pub snapshot: Option<Snapshot>,
+    /// Set if the log is not what it was: this node must not vote until [`Store::rejoin`] says so.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// A handle to the thread that owns the database. Cheap to clone; the thread ends with the last handle.
@@ -139,51 +183,44 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store in `dir` and verifies it. `on_failure` is called once if a write ever fails:
-    /// the store takes nothing more, and the process must end, because a failed sync cannot be repeated.
+    /// Opens or creates the store in `dir`, verifies it, and asks `sound` whether what was found makes sense.
+    /// `on_failure` is called once if a write ever fails: the store takes nothing more, and the process must end,
+    /// because a failed sync cannot be repeated.
     pub fn open(
         dir: &Path,
+        sound: Sound<'_>,
         metrics: Arc<Metrics>,
         on_failure: impl FnOnce(&io::Error) + Send + 'static,
     ) -> Result<(Self, Recovered), Error> {
         let io = |source| Error::Io { dir: dir.into(), source };
-        fs::create_dir_all(dir).map_err(io)?;
-        let disk = Sled::open(&dir.join("sled")).map_err(|source| match source.kind() {
-            io::ErrorKind::InvalidData => Error::Damaged { dir: dir.into(), what: source.to_string() },
-            _ => io(source),
-        })?;
-        Self::on(disk, dir, metrics, on_failure)
+        let medium = Directory::open(dir).map_err(io)?;
+        let (store, recovered, work) =
+            Self::in_task(medium, dir, sound, metrics, on_failure, || Duration::ZERO)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
+        let thread = std::thread::Builder::new().name("storage".into());
+        thread.spawn(move || runtime.block_on(work)).map_err(io)?;
+        Ok((store, recovered))
     }
 
-    /// The same on any disk; `dir` is for messages.
-    pub fn on(
-        disk: impl Disk,
+    /// The same on any medium and without a thread: whoever runs the future is the writer; it blocks as long as
+    /// the medium does, and ends with the last handle or the first failure. `dir` is for messages. `latency` says
+    /// how long it waits before each batch of writes, and again before it tells the callers, in simulated time.
+    pub fn in_task<M, F, L>(
+        medium: M,
         dir: &Path,
+        sound: Sound<'_>,
         metrics: Arc<Metrics>,
-        on_failure: impl FnOnce(&io::Error) + Send + 'static,
-    ) -> Result<(Self, Recovered), Error> {
-        let (writer, recovered) = Writer::open(disk, dir)?;
+        on_failure: F,
+        latency: L,
+    ) -> Result<(Self, Recovered, impl Future<Output = ()> + Send + use<M, F, L>), Error>
+    where
+        M: Medium,
+        F: FnOnce(&io::Error) + Send + 'static,
+        L: FnMut() -> Duration + Send + 'static,
+    {
+        let (writer, recovered) = opening::open(medium, dir, sound)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        std::thread::Builder::new()
-            .name("storage".into())
-            .spawn(move || writer.run(queue, &metrics, on_failure))
-            .map_err(|source| Error::Io { dir: dir.into(), source })?;
-        Ok((Self { jobs }, recovered))
-    }
-
-    /// The same without a thread: whoever runs the future is the writer. `latency` says how long it waits before
-    /// each batch of writes, and again before it tells the callers. For disks in memory, in simulated time.
-    pub fn in_task(
-        disk: impl Disk,
-        dir: &Path,
-        metrics: Arc<Metrics>,
-        on_failure: impl FnOnce(&io::Error) + Send + 'static,
-        latency: impl FnMut() -> Duration + Send + 'static,
-    ) -> Result<(Self, Recovered, impl Future<Output = ()> + Send), Error> {
-        let (writer, recovered) = Writer::open(disk, dir)?;
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let work = async move { writer.run_in_task(queue, &metrics, on_failure, latency).await };
-        Ok((Self { jobs }, recovered, work))
+        Ok((Self { jobs }, recovered, writer.run(queue, metrics, on_failure, latency)))
     }
 
     /// Appends `entries`, which must follow the last index without a gap; `done` is called once they survive a
@@ -231,6 +268,24 @@ impl Store {
         answer.await.map_err(|_| gone())?
     }
 
+    /// Calls the database damaged, durably: at the next opening it is set aside, and the node goes into quarantine.
+    pub async fn condemn(&self, why: &str) -> io::Result<()> {
+        self.wait(|done| Job::Condemn { why: why.into(), done }).await
+    }
+
+    /// Ends the quarantine, durably, if the log holds again everything that was ever durable here, or
+    /// `regardless`; false if it does not, or if there is no quarantine.
+    pub async fn rejoin(&self, regardless: bool) -> io::Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Rejoin { regardless, reply }).await?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Notes whether no other voter could repair this node; then damage is refused instead of set aside.
+    pub async fn alone(&self, alone: bool) -> io::Result<()> {
+        self.send(Job::Alone { alone }).await
+    }
+
     async fn wait(&self, job: impl FnOnce(Done) -> Job) -> io::Result<()> {
         let (reply, answer) = oneshot::channel();
         let done: Done = Box::new(move |result| drop(reply.send(result)));
@@ -241,20 +296,6 @@ impl Store {
     async fn send(&self, job: Job) -> io::Result<()> {
         self.jobs.send(job).await.map_err(|_| gone())
     }
-}
-
-/// Where the vote lies in [`Tree::Meta`]; for tests that read along on a disk.
-#[doc(hidden)]
-pub const VOTE_KEY: &[u8] = b"vote";
-
-#[doc(hidden)]
-pub use writer::{SNAPSHOT_KEY, snapshot_reach};
-
-/// The entries of a frame under its key; for tests that read along on a disk.
-#[doc(hidden)]
-pub fn frame_entries(key: &[u8], frame: &[u8]) -> Result<Vec<Bytes>, String> {
-    let key = key.try_into().map(u64::from_be_bytes).map_err(|_| "no frame's key".to_owned())?;
-    frame::decode(key, &Bytes::copy_from_slice(frame)).map(|frame| frame.entries).map_err(|e| e.to_string())
 }
 
 fn gone() -> io::Error {
@@ -269,4 +310,24 @@ fn seal<T: Serialize>(value: &T) -> Vec<u8> {
 fn unseal<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, envelope::Error> {
     let (_, payload) = envelope::open(bytes, Kind::META)?;
     envelope::decode(payload)
+}
+
+/// Where the numbered vote lies in [`Tree::Meta`]; for tests that read along on a disk, with [`vote_in`].
+#[doc(hidden)]
+pub const VOTE_KEY: &[u8] = b"ballot";
+
+/// The caller's vote in a value under [`VOTE_KEY`].
+#[doc(hidden)]
+pub fn vote_in(bytes: &[u8]) -> Option<Vec<u8>> {
+    unseal::<writer::Ballot>(bytes).ok().map(|ballot| ballot.vote)
+}
+
+#[doc(hidden)]
+pub use writer::{SNAPSHOT_KEY, snapshot_reach};
+
+/// The entries of a frame under its key; for tests that read along on a disk.
+#[doc(hidden)]
+pub fn frame_entries(key: &[u8], frame: &[u8]) -> Result<Vec<Bytes>, String> {
+    let key = key.try_into().map(u64::from_be_bytes).map_err(|_| "no frame's key".to_owned())?;
+    frame::decode(key, &Bytes::copy_from_slice(frame)).map(|frame| frame.entries).map_err(|e| e.to_string())
 }

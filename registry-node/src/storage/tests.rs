@@ -1,108 +1,37 @@
 //! The store on a disk that loses what was not synced and flips what it is told to flip, and on sled.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use self::memory::Memory;
 use super::{
     Disk, Error, Purged, Recovered, Slot, Snapshot, Store, Tree,
-    disk::Pair,
     frame::{self, FRAME_BYTES_MAX},
+    sidecar::{self, Claim, Record, Sidecar, State},
+    writer::Ballot,
 };
 
-type Key = (Tree, Vec<u8>);
+mod crash;
+mod memory;
 
-/// What the disk holds, and what of it would survive a power cut.
-#[derive(Debug, Default)]
-struct Platters {
-    now: BTreeMap<Key, Vec<u8>>,
-    synced: BTreeMap<Key, Vec<u8>>,
-    /// What was written since, in order: a value, or none for a removal.
-    unsynced: Vec<(Key, Option<Vec<u8>>)>,
-    syncs_until_failure: Option<usize>,
+/// Opens it and lets a thread work for it, as [`Store::open`] does.
+fn open_with(
+    medium: &Memory,
+    on_failure: impl FnOnce(&io::Error) + Send + 'static,
+) -> Result<(Store, Recovered), Error> {
+    let (store, found, work) =
+        Store::in_task(medium.clone(), Path::new("memory"), &|_| Ok(()), Arc::default(), on_failure, || {
+            Duration::ZERO
+        })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    std::thread::spawn(move || runtime.block_on(work));
+    Ok((store, found))
 }
 
-/// A disk in memory: a power cut brings back what was last synced.
-#[derive(Debug, Clone, Default)]
-struct Memory(Arc<Mutex<Platters>>);
-
-impl Memory {
-    /// What a power cut leaves when `kept` in 0..=1 of the unsynced writes had reached the disk: any prefix can.
-    fn power_cut(&self, kept: f64) -> Self {
-        let platters = self.0.lock().expect("no panic holds it");
-        let mut synced = platters.synced.clone();
-        let reached = (platters.unsynced.len() as f64 * kept) as usize;
-        for (key, value) in platters.unsynced.iter().take(reached) {
-            match value {
-                Some(value) => drop(synced.insert(key.clone(), value.clone())),
-                None => drop(synced.remove(key)),
-            }
-        }
-        let now = synced.clone();
-        Self(Arc::new(Mutex::new(Platters { now, synced, ..Platters::default() })))
-    }
-
-    /// The disk goes away after so many more syncs.
-    fn fail_after(&self, syncs: usize) {
-        self.0.lock().expect("no panic holds it").syncs_until_failure = Some(syncs);
-    }
-
-    fn edit(&self, tree: Tree, edit: impl FnOnce(&mut Vec<u8>)) {
-        let mut platters = self.0.lock().expect("no panic holds it");
-        let value =
-            platters.now.iter_mut().filter(|(key, _)| key.0 == tree).map(|(_, value)| value).next_back();
-        edit(value.expect("the tree holds something"));
-    }
-}
-
-impl Disk for Memory {
-    fn put(&mut self, tree: Tree, key: &[u8], value: &[u8]) -> io::Result<()> {
-        let mut platters = self.0.lock().expect("no panic holds it");
-        platters.unsynced.push(((tree, key.into()), Some(value.into())));
-        platters.now.insert((tree, key.into()), value.into());
-        Ok(())
-    }
-
-    fn remove(&mut self, tree: Tree, key: &[u8]) -> io::Result<()> {
-        let mut platters = self.0.lock().expect("no panic holds it");
-        platters.unsynced.push(((tree, key.into()), None));
-        platters.now.remove(&(tree, key.into()));
-        Ok(())
-    }
-
-    fn get(&self, tree: Tree, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.0.lock().expect("no panic holds it").now.get(&(tree, key.into())).cloned())
-    }
-
-    fn scan(&self, tree: Tree, prefix: &[u8]) -> Box<dyn Iterator<Item = io::Result<Pair>> + '_> {
-        let platters = self.0.lock().expect("no panic holds it");
-        let found = platters.now.iter().filter(|((t, key), _)| *t == tree && key.starts_with(prefix));
-        Box::new(
-            found.map(|((_, key), value)| Ok((key.clone(), value.clone()))).collect::<Vec<_>>().into_iter(),
-        )
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        let mut platters = self.0.lock().expect("no panic holds it");
-        match &mut platters.syncs_until_failure {
-            Some(0) => return Err(io::Error::other("the disk is gone")),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        platters.synced = platters.now.clone();
-        platters.unsynced.clear();
-        Ok(())
-    }
-}
-
-fn open(disk: &Memory) -> Result<(Store, Recovered), Error> {
-    Store::on(disk.clone(), Path::new("memory"), Arc::default(), |_| ())
+fn open(medium: &Memory) -> Result<(Store, Recovered), Error> {
+    open_with(medium, |_| ())
 }
 
 fn entry(index: u64) -> Bytes {
@@ -161,23 +90,28 @@ enum Step {
     Purge(u64),
     Vote(u8),
     Snapshot(u8),
-    PowerCut(f64),
-    /// A cut in the middle of an append and the commit mark that follows it.
-    TornAppend(u64, f64),
-    /// A cut in the middle of saving a snapshot, before the sync of this number.
-    TornSnapshot(u8, usize, f64),
+    /// How much of what was not synced is kept, of the database and of the sidecar.
+    PowerCut(f64, f64),
+    /// A cut in the middle of an append and the commit mark that follows it, before the step of this number.
+    TornAppend(u64, usize, f64, f64),
+    /// A cut in the middle of saving a snapshot.
+    TornSnapshot(u8, usize, f64, f64),
+    /// A cut in the middle of dropping so many entries.
+    TornTruncate(u64, usize, f64, f64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let part = || 0.0..=1.0f64;
     let step = prop_oneof![
         4 => (1u64..40).prop_map(Step::Append),
         1 => (0u64..30).prop_map(Step::Truncate),
         1 => (0u64..40).prop_map(Step::Purge),
         1 => any::<u8>().prop_map(Step::Vote),
         1 => any::<u8>().prop_map(Step::Snapshot),
-        2 => (0.0..=1.0f64).prop_map(Step::PowerCut),
-        2 => (1u64..40, 0.0..=1.0f64).prop_map(|(count, kept)| Step::TornAppend(count, kept)),
-        1 => (any::<u8>(), 0usize..2, 0.0..=1.0f64).prop_map(|(value, syncs, kept)| Step::TornSnapshot(value, syncs, kept)),
+        2 => (part(), part()).prop_map(|(kept, sidecar)| Step::PowerCut(kept, sidecar)),
+        2 => (1u64..40, 0usize..5, part(), part()).prop_map(|(n, step, kept, sidecar)| Step::TornAppend(n, step, kept, sidecar)),
+        1 => (any::<u8>(), 0usize..9, part(), part()).prop_map(|(v, step, kept, sidecar)| Step::TornSnapshot(v, step, kept, sidecar)),
+        1 => (1u64..30, 0usize..9, part(), part()).prop_map(|(n, step, kept, sidecar)| Step::TornTruncate(n, step, kept, sidecar)),
     ];
     proptest::collection::vec(step, 1..40)
 }
@@ -220,28 +154,44 @@ proptest! {
                         // One that was built before it and comes after it changes nothing.
                         store.save_snapshot(Snapshot { index: number as u64, ..snapshot(0, !value) }).await.expect("ignored");
                     }
-                    Step::PowerCut(kept) => {
-                        disk = disk.power_cut(kept);
+                    Step::PowerCut(kept, sidecar) => {
+                        disk = disk.power_cut(kept, sidecar);
                         store = model.reopen(&disk, None);
                     }
-                    Step::TornAppend(count, kept) => {
-                        disk.fail_after(0);
+                    Step::TornAppend(count, step, kept, sidecar) => {
+                        disk.fail_after(step);
                         let torn = append(&store, model.end..model.end + count);
                         let mark = store.put_lazily(Slot::Committed, (model.end + count).to_be_bytes().to_vec());
-                        let _ = tokio::join!(torn, mark); // one of them meets the failure
-                        disk = disk.power_cut(kept);
-                        let (_, found) = open(&disk).expect("readable");
+                        let (appended, _) = tokio::join!(torn, mark); // one of them may meet the failure
+                        model.end += if appended.is_ok() { count } else { 0 };
+                        disk = disk.power_cut(kept, sidecar);
+                        let (_, found) = open(&disk.killed()).expect("readable");
                         let committed = found.committed.map_or(0, |mark| u64::from_be_bytes(mark.try_into().expect("8 bytes")));
                         assert!(found.log.end >= model.end && (committed <= found.log.end || committed <= model.committed), "{committed} {:?}", found.log);
                         model.committed = model.committed.max(committed);
                         model.end = found.log.end;
                         store = model.reopen(&disk, None);
                     }
-                    Step::TornSnapshot(value, syncs, kept) => {
-                        disk.fail_after(syncs);
-                        store.save_snapshot(snapshot(number, value)).await.expect_err("the disk is gone");
-                        disk = disk.power_cut(kept);
-                        store = model.reopen(&disk, Some(snapshot(number, value)));
+                    Step::TornSnapshot(value, step, kept, sidecar) => {
+                        disk.fail_after(step);
+                        let torn = snapshot(number, value);
+                        if store.save_snapshot(torn.clone()).await.is_ok() {
+                            model.snapshot = Some(torn.clone());
+                        }
+                        disk = disk.power_cut(kept, sidecar);
+                        store = model.reopen(&disk, Some(torn));
+                    }
+                    Step::TornTruncate(back, step, kept, sidecar) => {
+                        disk.fail_after(step);
+                        let to = model.end.saturating_sub(back).max(model.begin);
+                        if store.truncate_from(to).await.is_ok() {
+                            model.end = to;
+                        }
+                        disk = disk.power_cut(kept, sidecar);
+                        let (_, found) = open(&disk.killed()).expect("readable");
+                        assert!((to..=model.end).contains(&found.log.end), "{to} {} {:?}", model.end, found.log);
+                        model.end = found.log.end;
+                        store = model.reopen(&disk, None);
                     }
                 }
                 let read = store.read(model.begin..model.end).await.expect("readable");
@@ -300,7 +250,7 @@ fn damage_is_refused_and_named() {
                 let middle = value.len() / 2;
                 value[middle] ^= 4;
             });
-            let error = open(&disk).expect_err("damaged").to_string();
+            let error = open(&disk.killed()).expect_err("damaged").to_string();
             assert!(error.contains("damaged") && error.contains(word) && error.contains("--join"), "{error}");
         }
     });
@@ -316,7 +266,7 @@ fn a_missing_frame_and_a_lost_beginning_are_refused() {
                 append(&store, first..first + 10).await.expect("appended");
             }
             disk.remove(Tree::Log, &victim.to_be_bytes()).expect("removed");
-            open(&disk).expect_err("a hole");
+            open(&disk.killed()).expect_err("a hole");
         }
     });
 }
@@ -326,7 +276,7 @@ fn a_newer_format_is_refused() {
     let mut disk = Memory::default();
     disk.put(Tree::Meta, b"format", &super::seal(&(super::FORMAT + 1))).expect("put");
     let error = open(&disk).expect_err("newer").to_string();
-    assert!(error.contains("format 2") && error.contains("newer program"), "{error}");
+    assert!(error.contains("format 3") && error.contains("newer program"), "{error}");
 }
 
 #[test]
@@ -334,17 +284,14 @@ fn nothing_is_acknowledged_once_a_sync_has_failed() {
     run(async {
         let disk = Memory::default();
         let (failed, failure) = std::sync::mpsc::channel();
-        let (store, _) = Store::on(disk.clone(), Path::new("memory"), Arc::default(), move |e| {
-            drop(failed.send(e.to_string()))
-        })
-        .expect("empty");
+        let (store, _) = open_with(&disk, move |e| drop(failed.send(e.to_string()))).expect("empty");
         append(&store, 0..3).await.expect("appended");
         disk.fail_after(0);
         append(&store, 3..6).await.expect_err("the sync failed");
         assert_eq!(failure.recv().expect("told"), "the disk is gone");
-        disk.0.lock().expect("free").syncs_until_failure = None;
+        disk.repair();
         append(&store, 6..9).await.expect_err("the writer has ended");
-        assert_eq!(open(&disk.power_cut(0.0)).expect("intact").1.log, 0..3);
+        assert_eq!(open(&disk.power_cut(0.0, 0.0)).expect("intact").1.log, 0..3);
     });
 }
 
@@ -352,7 +299,8 @@ fn nothing_is_acknowledged_once_a_sync_has_failed() {
 fn sled_keeps_it_all_over_a_restart_and_a_kill_during_opening() {
     run(async {
         let dir = tempfile::tempdir().expect("a directory");
-        let (store, found) = Store::open(dir.path(), Arc::default(), |_| ()).expect("an empty directory");
+        let (store, found) =
+            Store::open(dir.path(), &|_| Ok(()), Arc::default(), |_| ()).expect("an empty directory");
         assert_eq!(found, Recovered::default());
         append(&store, 0..500).await.expect("appended");
         store.put(Slot::Vote, b"vote".to_vec()).await.expect("kept");
@@ -374,13 +322,247 @@ fn sled_keeps_it_all_over_a_restart_and_a_kill_during_opening() {
 
 /// The directory's lock is free only once the writer's thread has ended.
 fn reopen(dir: &Path, leftover: &Path) -> (Store, Recovered) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
     loop {
         std::fs::write(leftover, b"").expect("writable");
-        match Store::open(dir, Arc::default(), |_| ()) {
+        match Store::open(dir, &|_| Ok(()), Arc::default(), |_| ()) {
             Ok(opened) => return opened,
             Err(error) => assert!(std::time::Instant::now() < deadline, "{error:?}"),
         }
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn sidecars_on_disk_keep_their_bytes() {
+    let record = Record {
+        count: 7,
+        log: vec![Claim { next: 42, crc: 0xdead_beef }],
+        snapshot: 40,
+        votes: 3,
+        vote: Some(b"v".to_vec()),
+        identity: Some(b"id".to_vec()),
+        alone: false,
+        state: State::Repairing { why: "bit".into() },
+        floor: 41,
+        vote_before: None,
+    };
+    let mut disk = Memory::default();
+    Sidecar::create(record.clone(), &mut disk).expect("created");
+    let bytes = super::Medium::read_sidecar(&disk).expect("readable").expect("there");
+    let length = bytes.iter().rposition(|byte| *byte != 0).expect("a record") + 1 - sidecar::SLOT_BYTES;
+    let hex: String = bytes[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+    expect_test::expect!["464c5558090001005a000000dbe4f530070000000000000001000000000000002a00000000000000efbeadde280000000000000003000000000000000101000000000000007601020000000000000069640003000000030000000000000062697429"].assert_eq(&hex);
+    assert_eq!(bytes[..sidecar::SLOT_BYTES], bytes[sidecar::SLOT_BYTES..]);
+    assert_eq!(Sidecar::read(&bytes).expect("sound").record, record);
+}
+
+/// A store with a log, two votes, an identity and a snapshot; other voters know it.
+async fn used() -> Memory {
+    let disk = Memory::default();
+    let (store, _) = open(&disk).expect("an empty disk");
+    store.alone(false).await.expect("noted");
+    store.put(Slot::Identity, b"us".to_vec()).await.expect("kept");
+    for (number, first) in [0, 10, 20].into_iter().enumerate() {
+        store.put(Slot::Vote, vec![number as u8]).await.expect("kept");
+        append(&store, first..first + 10).await.expect("appended");
+    }
+    store.save_snapshot(Snapshot { index: 9, meta: vec![1], chunks: vec![entry(1)] }).await.expect("saved");
+    disk
+}
+
+/// Damage to the database alone: the node comes back without it, in quarantine, as itself.
+#[test]
+fn what_the_database_has_lost_is_noticed_and_quarantined() {
+    type Fault = fn(&mut Memory);
+    let cases: [(&str, Fault); 8] = [
+        ("ends before index 20", |disk| disk.remove(Tree::Log, &20u64.to_be_bytes()).expect("removed")),
+        ("does not follow", |disk| disk.remove(Tree::Log, &10u64.to_be_bytes()).expect("removed")),
+        ("checksum", |disk| disk.edit(Tree::Log, |frame| frame[40] ^= 1)),
+        ("vote is number 0", |disk| disk.remove(Tree::Meta, Slot::Vote.key()).expect("removed")),
+        ("vote is number 2", |disk| {
+            let older = super::seal(&Ballot { number: 2, vote: vec![1] });
+            disk.put(Tree::Meta, Slot::Vote.key(), &older).expect("put");
+        }),
+        ("identity is missing", |disk| disk.remove(Tree::Meta, Slot::Identity.key()).expect("removed")),
+        ("no format mark", |disk| disk.remove(Tree::Meta, b"format").expect("removed")),
+        ("snapshot", |disk| disk.remove(Tree::Meta, b"snapshot").expect("removed")),
+    ];
+    run(async {
+        for (word, fault) in cases {
+            let mut disk = used().await.killed();
+            fault(&mut disk);
+            let (store, found) = open(&disk).unwrap_or_else(|error| panic!("{word}: {error}"));
+            let quarantine = found.quarantine.unwrap_or_else(|| panic!("{word}: opened as if nothing was"));
+            assert!(quarantine.why.contains(word), "{word}: {}", quarantine.why);
+            assert_eq!((quarantine.floor, found.log, found.vote), (30, 0..0, Some(vec![2])), "{word}");
+            assert_eq!((found.identity.as_deref(), disk.aside()), (Some(&b"us"[..]), vec![1]), "{word}");
+
+            // A restart in the middle of the repair goes on; what was durable is needed, and no less.
+            append(&store, 0..29).await.expect("appended");
+            assert!(!store.rejoin(false).await.expect("answered"), "{word}: an entry short");
+            let (store, found) = open(&disk.killed()).expect("sound");
+            assert_eq!((found.log, found.quarantine.expect("still").floor), (0..29, 30), "{word}");
+            append(&store, 29..30).await.expect("appended");
+            assert!(store.rejoin(false).await.expect("answered"), "{word}: all of it");
+        }
+    });
+}
+
+#[test]
+fn a_quarantine_ends_for_good_and_damage_during_it_keeps_the_floor() {
+    run(async {
+        let disk = used().await.killed();
+        disk.edit(Tree::Log, |frame| frame[40] ^= 1);
+        let (store, _) = open(&disk).expect("quarantined");
+        append(&store, 0..5).await.expect("appended");
+        let disk = disk.killed();
+        disk.edit(Tree::Log, |frame| frame[40] ^= 1);
+        let (store, found) = open(&disk).expect("quarantined again");
+        assert_eq!((found.quarantine.expect("still").floor, disk.aside()), (30, vec![1, 2]));
+        // A leader of a later term may have less: then the caller knows that nothing is missing.
+        append(&store, 0..7).await.expect("appended");
+        assert!(store.rejoin(true).await.expect("answered"));
+        let (_, found) = open(&disk.killed()).expect("sound");
+        assert_eq!((found.log, found.quarantine), (0..7, None));
+    });
+}
+
+#[test]
+fn a_condemned_database_is_set_aside_at_the_next_opening() {
+    run(async {
+        let disk = used().await;
+        let (store, _) = open(&disk.killed()).expect("sound");
+        drop(store);
+        let disk = disk.killed();
+        let (store, found) = open(&disk).expect("sound");
+        assert_eq!(found.quarantine, None);
+        store.condemn("its catalog is not the others'").await.expect("durable");
+        let disk = disk.power_cut(0.0, 0.0);
+        let (_, found) = open(&disk).expect("quarantined");
+        assert_eq!(found.quarantine.expect("condemned").why, "its catalog is not the others'");
+        assert_eq!((found.vote, disk.aside()), (Some(vec![2]), vec![1]));
+    });
+}
+
+/// Where repair in place cannot be trusted, nothing is touched and the error says what to do.
+#[test]
+fn what_cannot_be_repaired_in_place_is_refused() {
+    type Fault = fn(&mut Memory);
+    let break_frame: Fault = |disk| disk.edit(Tree::Log, |frame| frame[40] ^= 1);
+    let cases: [(&str, Vec<Fault>); 4] = [
+        ("sidecar: it is missing", vec![|disk| disk.edit_sidecar(|sidecar| *sidecar = None)]),
+        (
+            "at offset 4096",
+            vec![|disk| {
+                disk.edit_sidecar(|s| s.as_mut().expect("there").iter_mut().for_each(|byte| *byte ^= 1))
+            }],
+        ),
+        (
+            "vote is uncertain",
+            vec![break_frame, |disk| disk.edit_sidecar(|s| s.as_mut().expect("there")[30] ^= 1)],
+        ),
+        (
+            "two different nodes",
+            vec![|disk| disk.put(Tree::Meta, Slot::Identity.key(), b"them").expect("put")],
+        ),
+    ];
+    run(async {
+        for (word, faults) in cases {
+            let mut disk = used().await.killed();
+            faults.into_iter().for_each(|fault| fault(&mut disk));
+            let error = open(&disk).expect_err(word).to_string();
+            assert!(error.contains(word) && error.contains("--join"), "{word}: {error}");
+            assert_eq!(disk.aside(), [0; 0], "{word}");
+        }
+        // One slot alone is no damage to what is kept: the database is whole.
+        for offset in [30, sidecar::SLOT_BYTES + 30] {
+            let disk = used().await.killed();
+            disk.edit_sidecar(|s| s.as_mut().expect("there")[offset] ^= 1);
+            let (_, found) = open(&disk).expect("exact");
+            assert_eq!((found.log, found.vote, found.quarantine), (0..30, Some(vec![2]), None));
+        }
+    });
+}
+
+#[test]
+fn so_many_damaged_databases_and_no_more_are_set_aside() {
+    run(async {
+        let mut disk = used().await.killed();
+        for number in 1..=4 {
+            disk.put(Tree::Meta, Slot::Vote.key(), b"no vote").expect("put");
+            drop(open(&disk).expect("quarantined"));
+            disk = disk.killed();
+            assert_eq!(disk.aside().len(), number);
+        }
+        disk.put(Tree::Meta, Slot::Vote.key(), b"no vote").expect("put");
+        let error = open(&disk).expect_err("too many").to_string();
+        assert!(error.contains("4 damaged ones") && error.contains("Remove sled.damaged-*"), "{error}");
+    });
+}
+
+/// A frame behind everything that was promised is the torn end of a batch nobody was told of.
+#[test]
+fn a_torn_end_is_dropped_only_behind_what_was_promised() {
+    run(async {
+        let mut disk = used().await.killed();
+        let (bytes, _) = frame::encode(30, 1, &[entry(30)]); // continues another log
+        disk.put(Tree::Log, &30u64.to_be_bytes(), &bytes).expect("put");
+        disk.put(Tree::Log, &31u64.to_be_bytes(), b"half").expect("put");
+        let (store, found) = open(&disk).expect("exact");
+        assert_eq!((found.log, found.quarantine), (0..30, None));
+        append(&store, 30..33).await.expect("appended");
+        assert_eq!(open(&disk.killed()).expect("exact").1.log, 0..33);
+    });
+}
+
+/// A directory as format 1 has it: no sidecar, the vote without a number.
+fn format_1(disk: &mut impl Disk) {
+    let entries: Vec<Bytes> = (0..30).map(entry).collect();
+    let (first, crc) = frame::encode(0, 0, &entries[..20]);
+    disk.put(Tree::Log, &0u64.to_be_bytes(), &first).expect("put");
+    disk.put(Tree::Log, &20u64.to_be_bytes(), &frame::encode(20, crc, &entries[20..]).0).expect("put");
+    disk.put(Tree::Meta, b"format", &super::seal(&1u32)).expect("put");
+    disk.put(Tree::Meta, b"vote", b"vote").expect("put");
+    disk.put(Tree::Meta, b"identity", b"us").expect("put");
+    disk.put(Tree::Meta, b"committed", b"29").expect("put");
+    disk.sync().expect("synced");
+}
+
+#[test]
+fn format_1_is_migrated_once() {
+    run(async {
+        let expected = Recovered {
+            vote: Some(b"vote".to_vec()),
+            committed: Some(b"29".to_vec()),
+            identity: Some(b"us".to_vec()),
+            log: 0..30,
+            ..Recovered::default()
+        };
+        let mut disk = Memory::default();
+        format_1(&mut disk);
+        let (store, found) = open(&disk).expect("migrated");
+        assert_eq!(found, expected);
+        store.put(Slot::Vote, b"later".to_vec()).await.expect("kept");
+        let disk = disk.killed();
+        let (store, found) = open(&disk).expect("not again");
+        assert_eq!(found, Recovered { vote: Some(b"later".to_vec()), ..expected.clone() });
+        assert_eq!(store.read(0..30).await.expect("readable"), (0..30).map(entry).collect::<Vec<_>>());
+        disk.edit_sidecar(|sidecar| *sidecar = None);
+        open(&disk.killed()).expect_err("a directory of format 2 has a sidecar");
+
+        let dir = tempfile::tempdir().expect("a directory");
+        format_1(&mut super::Sled::open(&dir.path().join("sled")).expect("created"));
+        let (_, found) = reopen(dir.path(), &dir.path().join("sled/snap.FFFFFFFFFFFFFFFF.generating"));
+        assert_eq!(found, expected);
+    });
+}
+
+#[test]
+fn damage_in_format_1_is_refused() {
+    let mut disk = Memory::default();
+    format_1(&mut disk);
+    disk.edit(Tree::Log, |frame| frame[40] ^= 1);
+    let error = open(&disk).expect_err("nothing says what was promised").to_string();
+    assert!(error.contains("frame 20 is damaged") && error.contains("--join"), "{error}");
 }

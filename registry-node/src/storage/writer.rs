@@ -4,7 +4,8 @@ use std::{
     collections::BTreeMap,
     io,
     ops::Range,
-    path::Path,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,18 +14,19 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Done, Error, FORMAT, Purged, Recovered, Slot, Snapshot,
-    disk::{Disk, Tree},
-    frame::{self, FRAME_BYTES_MAX, Frame},
-    seal, unseal,
+    Done, Purged, Slot, Snapshot,
+    disk::{self, Disk, Medium, Tree},
+    frame::{self, FRAME_BYTES_MAX},
+    opening, seal,
+    sidecar::{self, Claim, Sidecar, State},
 };
 use crate::metrics::Metrics;
 
 /// Jobs taken together under one barrier; a bound on how long the first of them waits.
 const BATCH: usize = 4_096;
 
-const FORMAT_KEY: &[u8] = b"format";
-const PURGED_KEY: &[u8] = b"purged";
+pub(super) const FORMAT_KEY: &[u8] = b"format";
+pub(super) const PURGED_KEY: &[u8] = b"purged";
 /// Where the pointer to the snapshot lies in [`Tree::Meta`]; for tests that read along on a disk.
 pub const SNAPSHOT_KEY: &[u8] = b"snapshot";
 
@@ -37,223 +39,147 @@ pub(super) enum Job {
     SaveSnapshot { snapshot: Snapshot, done: Done },
     LoadSnapshot { reply: oneshot::Sender<io::Result<Option<Snapshot>>> },
     Read { range: Range<u64>, reply: oneshot::Sender<io::Result<Vec<Bytes>>> },
+    Condemn { why: String, done: Done },
+    Rejoin { regardless: bool, reply: oneshot::Sender<bool> },
+    Alone { alone: bool },
 }
 
 /// Points at the chunks of the newest whole snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Pointer {
-    generation: u64,
+pub(super) struct Pointer {
+    pub generation: u64,
     /// The last log index it holds.
-    index: u64,
-    chunks: u32,
+    pub index: u64,
+    pub chunks: u32,
     /// Checksum over all chunks, in order.
-    crc: u32,
-    meta: Vec<u8>,
+    pub crc: u32,
+    pub meta: Vec<u8>,
+}
+
+/// A vote and its number: of two, the higher one is newer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ballot {
+    pub number: u64,
+    pub vote: Vec<u8>,
 }
 
 /// Where a frame ends, and its checksum for the next one's chain.
 #[derive(Debug, Clone, Copy)]
-struct Extent {
-    last: u64,
-    previous: u32,
-    crc: u32,
+pub(super) struct Extent {
+    pub last: u64,
+    pub previous: u32,
+    pub crc: u32,
 }
 
-pub(super) struct Writer<D> {
-    disk: D,
+/// What the database holds, as far as it must be known to write on.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
     /// By first index; contiguous.
-    frames: BTreeMap<u64, Extent>,
+    pub frames: BTreeMap<u64, Extent>,
     /// The index the next appended entry must have.
-    next: u64,
+    pub next: u64,
+    /// Entries below are purged.
+    pub begin: u64,
+    pub snapshot_generation: u64,
+    /// How far the kept snapshot reaches; none if there is none.
+    pub snapshot_index: Option<u64>,
+}
+
+impl Contents {
+    /// What the sidecar may say once all of it is durable.
+    pub fn claim(&self) -> Claim {
+        match self.frames.values().next_back() {
+            Some(extent) => Claim { next: extent.last + 1, crc: extent.crc },
+            None => Claim { next: self.begin, crc: 0 },
+        }
+    }
+}
+
+pub(super) struct Writer<M: Medium> {
+    medium: M,
+    disk: M::Disk,
+    sidecar: Sidecar,
+    contents: Contents,
     /// Entries taken from the queue and not yet in a frame; they end just before `next`.
     pending: Vec<Bytes>,
     pending_bytes: usize,
-    snapshot_generation: u64,
-    /// How far the kept snapshot reaches; none if there is none.
-    snapshot_index: Option<u64>,
     /// Whether something was written that a caller waits for.
     dirty: bool,
+    /// Whether the sidecar must be synced before the callers are told.
+    promise: bool,
 }
 
-impl<D: Disk> Writer<D> {
-    /// Reads everything, verifies it, and tidies up what a crash left half done.
-    pub fn open(disk: D, dir: &Path) -> Result<(Self, Recovered), Error> {
-        let damaged = |what: String| Error::Damaged { dir: dir.into(), what };
-        let io = |source: io::Error| Error::Io { dir: dir.into(), source };
-        let mut writer = Self {
-            disk,
-            frames: BTreeMap::new(),
-            next: 0,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            snapshot_generation: 0,
-            snapshot_index: None,
-            dirty: false,
-        };
-        writer.check_format(dir)?;
-        let purged = writer
-            .read_purged()
-            .map_err(io)?
-            .transpose()
-            .map_err(|e| damaged(format!("the purge mark: {e}")))?;
-        writer.verify_log(purged.as_ref()).map_err(io)?.map_err(damaged)?;
-        let snapshot = writer.verify_snapshot().map_err(io)?.map_err(damaged)?;
-        // A crash between chunks and pointer leaves chunks that the next generation would be mixed with.
-        writer.drop_old_chunks(writer.snapshot_generation).map_err(io)?;
-        let slot = |slot: Slot| writer.disk.get(Tree::Meta, slot.key()).map_err(io);
-        let recovered = Recovered {
-            vote: slot(Slot::Vote)?,
-            committed: slot(Slot::Committed)?,
-            identity: slot(Slot::Identity)?,
-            log: writer
-                .frames
-                .keys()
-                .next()
-                .map_or(writer.next, |first| purged.as_ref().map_or(*first, |p| p.index + 1))
-                ..writer.next,
-            purged,
-            snapshot,
-        };
-        Ok((writer, recovered))
+impl<M: Medium> Writer<M> {
+    /// A writer for what was opened and verified.
+    pub fn new(medium: M, disk: M::Disk, sidecar: Sidecar, contents: Contents) -> Self {
+        let pending = Vec::new();
+        Self { medium, disk, sidecar, contents, pending, pending_bytes: 0, dirty: false, promise: false }
     }
 
-    fn check_format(&mut self, dir: &Path) -> Result<(), Error> {
-        let io = |source: io::Error| Error::Io { dir: dir.into(), source };
-        let found = self.disk.get(Tree::Meta, FORMAT_KEY).map_err(io)?;
-        match found.map(|bytes| unseal::<u32>(&bytes)).transpose() {
-            Err(error) => Err(Error::Damaged { dir: dir.into(), what: format!("the format mark: {error}") }),
-            Ok(Some(found)) if found > FORMAT => Err(Error::Newer { dir: dir.into(), found }),
-            Ok(Some(_)) => Ok(()),
-            Ok(None) if self.disk.scan(Tree::Log, &[]).next().is_some() => {
-                Err(Error::Damaged { dir: dir.into(), what: "there is a log, and no format mark".into() })
-            }
-            Ok(None) => self
-                .disk
-                .put(Tree::Meta, FORMAT_KEY, &seal(&FORMAT))
-                .and_then(|()| self.disk.sync())
-                .map_err(io),
-        }
-    }
-
-    fn read_purged(&self) -> io::Result<Option<Result<Purged, crate::envelope::Error>>> {
-        Ok(self.disk.get(Tree::Meta, PURGED_KEY)?.map(|bytes| unseal(&bytes)))
-    }
-
-    /// Checks every frame, their chain and their order, and finishes a purge that a crash interrupted.
-    fn verify_log(&mut self, purged: Option<&Purged>) -> io::Result<Result<(), String>> {
-        let begin = purged.map_or(0, |p| p.index + 1);
-        let mut leftover = Vec::new();
-        let mut last: Option<Frame> = None;
-        for pair in self.disk.scan(Tree::Log, &[]) {
-            let (key, value) = pair?;
-            let Ok(key) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_be_bytes) else {
-                return Ok(Err(format!("the log has a key of {} bytes", key.len())));
-            };
-            let frame = match frame::decode(key, &Bytes::from(value)) {
-                Ok(frame) => frame,
-                Err(error) => return Ok(Err(error.to_string())),
-            };
-            if let Some(last) = &last
-                && (frame.first != last.last() + 1 || frame.previous != last.crc)
-            {
-                return Ok(Err(format!("frame {key} does not follow the one that ends at {}", last.last())));
-            }
-            if last.is_none() && frame.first > begin {
-                return Ok(Err(format!("the log begins at {key}, and entries from {begin} on are missing")));
-            }
-            if frame.last() < begin {
-                leftover.push(key);
-            } else {
-                self.frames
-                    .insert(key, Extent { last: frame.last(), previous: frame.previous, crc: frame.crc });
-            }
-            last = Some(frame);
-        }
-        for key in leftover {
-            self.disk.remove(Tree::Log, &key.to_be_bytes())?;
-        }
-        self.next = self.frames.values().next_back().map_or(begin, |extent| extent.last + 1);
-        Ok(Ok(()))
-    }
-
-    fn verify_snapshot(&mut self) -> io::Result<Result<Option<Snapshot>, String>> {
-        let Some(bytes) = self.disk.get(Tree::Meta, SNAPSHOT_KEY)? else {
-            return Ok(Ok(None));
-        };
-        let pointer: Pointer = match unseal(&bytes) {
-            Ok(pointer) => pointer,
-            Err(error) => return Ok(Err(format!("the snapshot's pointer: {error}"))),
-        };
-        self.snapshot_generation = pointer.generation;
-        let mut chunks = Vec::new();
-        for pair in self.disk.scan(Tree::Snapshot, &pointer.generation.to_be_bytes()) {
-            chunks.push(Bytes::from(pair?.1));
-        }
-        if chunks.len() != pointer.chunks as usize || crc_of(&chunks) != pointer.crc {
-            return Ok(Err(format!(
-                "{} of {} snapshot chunks are there, or they have changed",
-                chunks.len(),
-                pointer.chunks
-            )));
-        }
-        self.snapshot_index = Some(pointer.index);
-        Ok(Ok(Some(Snapshot { index: pointer.index, meta: pointer.meta, chunks })))
-    }
-
-    /// Works until every handle is gone or a write fails.
-    pub fn run(
+    /// Works until every handle is gone or a write fails. Panics in the database, which damage can cause, are
+    /// failures.
+    pub async fn run(
         mut self,
         mut queue: mpsc::Receiver<Job>,
-        metrics: &Metrics,
-        on_failure: impl FnOnce(&io::Error),
-    ) {
-        let mut jobs = Vec::with_capacity(BATCH);
-        while queue.blocking_recv_many(&mut jobs, BATCH) > 0 {
-            let (waiting, result) = self.work_off(&mut jobs, metrics);
-            if let Err(error) = result {
-                on_failure(&error);
-                return fail(waiting, &error);
-            }
-            waiting.into_iter().for_each(|done| done(Ok(())));
-        }
-    }
-
-    /// The same as a task, in simulated time.
-    pub async fn run_in_task(
-        mut self,
-        mut queue: mpsc::Receiver<Job>,
-        metrics: &Metrics,
+        metrics: Arc<Metrics>,
         on_failure: impl FnOnce(&io::Error),
         mut latency: impl FnMut() -> Duration,
     ) {
         let mut jobs = Vec::with_capacity(BATCH);
-        while queue.recv_many(&mut jobs, BATCH).await > 0 {
-            tokio::time::sleep(latency()).await;
-            let (waiting, result) = self.work_off(&mut jobs, metrics);
-            if let Err(error) = result {
-                on_failure(&error);
-                return fail(waiting, &error);
+        loop {
+            let due = self.sidecar.due();
+            let taken = match due {
+                None => Some(queue.recv_many(&mut jobs, BATCH).await),
+                Some(due) => tokio::time::timeout_at(due, queue.recv_many(&mut jobs, BATCH)).await.ok(),
+            };
+            pause(latency()).await;
+            let mut waiting = Vec::with_capacity(jobs.len());
+            let started = Instant::now();
+            let result = caught(|| match taken {
+                // A log that has stopped growing, or a clean stop.
+                None | Some(0) => self.sidecar.sync(&mut self.medium),
+                Some(_) => self.turn(&mut jobs, &mut waiting),
+            });
+            if let Err(error) = &result {
+                on_failure(error);
+                let failed = |done: Done| done(Err(io::Error::new(error.kind(), error.to_string())));
+                return waiting.into_iter().for_each(failed);
             }
-            tokio::time::sleep(latency()).await;
+            if !waiting.is_empty() {
+                metrics.barrier(started.elapsed());
+            }
+            pause(latency()).await;
             waiting.into_iter().for_each(|done| done(Ok(())));
+            if taken == Some(0) {
+                return;
+            }
         }
     }
 
-    /// Writes what was taken from the queue and pays one barrier; with the callers who wait for the result.
-    fn work_off(&mut self, jobs: &mut Vec<Job>, metrics: &Metrics) -> (Vec<Done>, io::Result<()>) {
-        let started = Instant::now();
-        let mut waiting = Vec::with_capacity(jobs.len());
-        let written = jobs.drain(..).try_for_each(|job| self.execute(job, &mut waiting));
-        let result = written.and_then(|()| self.barrier());
-        if result.is_ok() && !waiting.is_empty() {
-            metrics.barrier(started.elapsed());
-        }
-        (waiting, result)
+    /// One batch: everything is written, then durable, then claimed; only then is anyone told.
+    fn turn(&mut self, jobs: &mut Vec<Job>, waiting: &mut Vec<Done>) -> io::Result<()> {
+        jobs.drain(..).try_for_each(|job| self.execute(job, waiting))?;
+        self.barrier()?;
+        self.claim()
     }
 
     fn barrier(&mut self) -> io::Result<()> {
         self.write_pending()?;
         if std::mem::take(&mut self.dirty) { self.disk.sync() } else { Ok(()) }
+    }
+
+    /// Tells the sidecar what is durable now.
+    fn claim(&mut self) -> io::Result<()> {
+        let Contents { snapshot_index, .. } = self.contents;
+        self.sidecar.record.log.clear();
+        self.sidecar.record.log.push(self.contents.claim());
+        self.sidecar.record.snapshot = snapshot_index.map_or(0, |index| index + 1);
+        let due = self.sidecar.due().is_some_and(|due| due <= tokio::time::Instant::now());
+        if std::mem::take(&mut self.promise) || due {
+            self.sidecar.sync(&mut self.medium)
+        } else {
+            self.sidecar.write(&mut self.medium)
+        }
     }
 
     fn execute(&mut self, job: Job, waiting: &mut Vec<Done>) -> io::Result<()> {
@@ -267,7 +193,7 @@ impl<D: Disk> Writer<D> {
                 self.write_pending()?;
                 self.dirty |= done.is_some();
                 waiting.extend(done);
-                self.disk.put(Tree::Meta, slot.key(), &value)?;
+                self.put(slot, value)?;
             }
             Job::Truncate { from, done } => {
                 waiting.push(done);
@@ -282,23 +208,72 @@ impl<D: Disk> Writer<D> {
                 self.save_snapshot(snapshot)?;
             }
             Job::LoadSnapshot { reply } => {
-                let loaded = self.verify_snapshot().map(|found| found.map_err(invalid));
-                let _ = reply.send(loaded.flatten());
+                let loaded = opening::read_snapshot(&self.disk).map(|found| found.map_err(invalid));
+                let _ = reply.send(loaded.flatten().map(|found| found.map(|(_, snapshot)| snapshot)));
             }
             Job::Read { range, reply } => {
                 self.write_pending()?;
                 let _ = reply.send(self.read(range)); // a reader that gave up wants nothing
             }
+            Job::Condemn { why, done } => {
+                waiting.push(done);
+                self.sidecar.record.state = State::Condemned { why: sidecar::bounded(why) };
+                self.promise = true;
+            }
+            Job::Rejoin { regardless, reply } => {
+                let rejoined = self.rejoin(regardless)?;
+                let _ = reply.send(rejoined); // whoever asked will ask again
+            }
+            Job::Alone { alone } => {
+                self.sidecar.record.alone = alone;
+                self.promise = true;
+            }
         }
         Ok(())
     }
 
-    fn append(&mut self, first: u64, entries: Vec<Bytes>) -> io::Result<()> {
-        if self.frames.is_empty() && self.pending.is_empty() {
-            // Nothing to follow: Raft decides where a log begins. The next opening checks it against the mark.
-            self.next = first;
+    fn put(&mut self, slot: Slot, value: Vec<u8>) -> io::Result<()> {
+        let record = &mut self.sidecar.record;
+        match slot {
+            Slot::Committed => return self.disk.put(Tree::Meta, slot.key(), &value),
+            Slot::Vote => {
+                let ballot = Ballot { number: record.votes + 1, vote: value.clone() };
+                self.disk.put(Tree::Meta, slot.key(), &seal(&ballot))?;
+                record.votes = ballot.number;
+                record.vote = Some(value);
+            }
+            Slot::Identity => {
+                self.disk.put(Tree::Meta, slot.key(), &value)?;
+                record.identity = Some(value);
+            }
         }
-        assert_eq!(first, self.next, "an append must follow the last entry");
+        self.promise = true;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Ends the quarantine if the log reaches as far as it ever did, or `regardless`.
+    fn rejoin(&mut self, regardless: bool) -> io::Result<bool> {
+        self.barrier()?;
+        let end = self.contents.next.max(self.contents.snapshot_index.map_or(0, |index| index + 1));
+        let record = &mut self.sidecar.record;
+        let ready = matches!(record.state, State::Repairing { .. }) && (regardless || end >= record.floor);
+        if ready {
+            record.state = State::Sound;
+            record.floor = 0;
+            record.vote_before = None;
+            self.claim()?;
+            self.sidecar.sync(&mut self.medium)?;
+        }
+        Ok(ready)
+    }
+
+    fn append(&mut self, first: u64, entries: Vec<Bytes>) -> io::Result<()> {
+        if self.contents.frames.is_empty() && self.pending.is_empty() {
+            // Nothing to follow: Raft decides where a log begins. The next opening checks it against the mark.
+            self.contents.next = first;
+        }
+        assert_eq!(first, self.contents.next, "an append must follow the last entry");
         for entry in entries {
             let bytes = 4 + entry.len();
             if self.pending_bytes + bytes > FRAME_BYTES_MAX - 64 {
@@ -306,7 +281,7 @@ impl<D: Disk> Writer<D> {
             }
             self.pending.push(entry);
             self.pending_bytes += bytes;
-            self.next += 1;
+            self.contents.next += 1;
         }
         self.dirty = true;
         Ok(())
@@ -319,36 +294,55 @@ impl<D: Disk> Writer<D> {
         }
         let entries = std::mem::take(&mut self.pending);
         self.pending_bytes = 0;
-        let first = self.next - entries.len() as u64;
-        let previous = self.frames.values().next_back().map_or(0, |extent| extent.crc);
+        let first = self.contents.next - entries.len() as u64;
+        let previous = self.contents.frames.values().next_back().map_or(0, |extent| extent.crc);
         self.write_frame(first, previous, &entries)
     }
 
     fn write_frame(&mut self, first: u64, previous: u32, entries: &[Bytes]) -> io::Result<()> {
         let (bytes, crc) = frame::encode(first, previous, entries);
         self.disk.put(Tree::Log, &first.to_be_bytes(), &bytes)?;
-        self.frames.insert(first, Extent { last: first + entries.len() as u64 - 1, previous, crc });
+        self.contents.frames.insert(first, Extent { last: first + entries.len() as u64 - 1, previous, crc });
         Ok(())
     }
 
     /// Drops whole frames from the end backwards, so that a crash leaves no hole, then rewrites the one that is
-    /// cut.
+    /// cut. Before anything is dropped the sidecar says that it may be: what it claims must be there.
     fn truncate(&mut self, from: u64) -> io::Result<()> {
-        self.write_pending()?;
+        if from >= self.contents.next {
+            return Ok(());
+        }
         self.dirty = true;
-        while let Some((&first, &extent)) = self.frames.last_key_value()
+        self.barrier()?;
+        self.sidecar.record.log = self.claims_across(from)?;
+        self.sidecar.sync(&mut self.medium)?;
+        self.dirty = true;
+        while let Some((&first, &extent)) = self.contents.frames.last_key_value()
             && extent.last >= from
         {
             let kept = if first < from { self.read(first..from)? } else { Vec::new() };
             if kept.is_empty() {
                 self.disk.remove(Tree::Log, &first.to_be_bytes())?;
-                self.frames.remove(&first);
+                self.contents.frames.remove(&first);
             } else {
                 self.write_frame(first, extent.previous, &kept)?;
             }
         }
-        self.next = self.next.min(from);
+        self.contents.next = self.contents.next.min(from);
         Ok(())
+    }
+
+    /// What is true of the log at any moment of a truncation: the frame that is cut is still whole, or is cut.
+    fn claims_across(&self, from: u64) -> io::Result<Vec<Claim>> {
+        let Some((&first, extent)) = self.contents.frames.range(..from).next_back() else {
+            return Ok(vec![Claim { next: self.contents.begin, crc: 0 }]);
+        };
+        let whole = Claim { next: extent.last + 1, crc: extent.crc };
+        if extent.last < from {
+            return Ok(vec![whole]);
+        }
+        let (_, crc) = frame::encode(first, extent.previous, &self.read(first..from)?);
+        Ok(vec![Claim { next: from, crc }, whole])
     }
 
     /// Moves the mark first: frames behind it are dropped now or at the next opening.
@@ -356,13 +350,14 @@ impl<D: Disk> Writer<D> {
         self.write_pending()?;
         self.dirty = true;
         self.disk.put(Tree::Meta, PURGED_KEY, &seal(&purged))?;
-        while let Some((&first, extent)) = self.frames.first_key_value()
+        while let Some((&first, extent)) = self.contents.frames.first_key_value()
             && extent.last <= purged.index
         {
             self.disk.remove(Tree::Log, &first.to_be_bytes())?;
-            self.frames.remove(&first);
+            self.contents.frames.remove(&first);
         }
-        self.next = self.next.max(purged.index + 1);
+        self.contents.begin = self.contents.begin.max(purged.index + 1);
+        self.contents.next = self.contents.next.max(purged.index + 1);
         Ok(())
     }
 
@@ -370,10 +365,10 @@ impl<D: Disk> Writer<D> {
     /// One that is older than what is kept changes nothing: it was built while a newer one was installed.
     fn save_snapshot(&mut self, snapshot: Snapshot) -> io::Result<()> {
         self.write_pending()?;
-        if self.snapshot_index.is_some_and(|kept| kept > snapshot.index) {
+        if self.contents.snapshot_index.is_some_and(|kept| kept > snapshot.index) {
             return Ok(());
         }
-        let generation = self.snapshot_generation + 1;
+        let generation = self.contents.snapshot_generation + 1;
         for (number, chunk) in snapshot.chunks.iter().enumerate() {
             self.disk.put(Tree::Snapshot, &chunk_key(generation, number as u32), chunk)?;
         }
@@ -388,24 +383,16 @@ impl<D: Disk> Writer<D> {
         };
         self.disk.put(Tree::Meta, SNAPSHOT_KEY, &seal(&pointer))?;
         self.disk.sync()?;
-        self.snapshot_generation = generation;
-        self.snapshot_index = Some(snapshot.index);
-        self.drop_old_chunks(generation)
-    }
-
-    fn drop_old_chunks(&mut self, current: u64) -> io::Result<()> {
-        let keys: io::Result<Vec<_>> =
-            self.disk.scan(Tree::Snapshot, &[]).map(|pair| pair.map(|(key, _)| key)).collect();
-        for key in keys?.into_iter().filter(|key| !key.starts_with(&current.to_be_bytes())) {
-            self.disk.remove(Tree::Snapshot, &key)?;
-        }
-        Ok(())
+        self.contents.snapshot_generation = generation;
+        self.contents.snapshot_index = Some(snapshot.index);
+        opening::drop_old_chunks(&mut self.disk, generation)
     }
 
     fn read(&self, range: Range<u64>) -> io::Result<Vec<Bytes>> {
         let mut entries = Vec::new();
-        let start = self.frames.range(..=range.start).next_back().map_or(range.start, |(first, _)| *first);
-        for (&first, extent) in self.frames.range(start..range.end) {
+        let start =
+            self.contents.frames.range(..=range.start).next_back().map_or(range.start, |(first, _)| *first);
+        for (&first, extent) in self.contents.frames.range(start..range.end) {
             let bytes = self.disk.get(Tree::Log, &first.to_be_bytes())?;
             let bytes = bytes.ok_or_else(|| invalid(format!("frame {first} has vanished")))?;
             let frame = frame::decode(first, &Bytes::from(bytes)).map_err(|e| invalid(e.to_string()))?;
@@ -419,11 +406,20 @@ impl<D: Disk> Writer<D> {
 
 /// The last log index that the snapshot behind a pointer holds.
 pub fn snapshot_reach(pointer: &[u8]) -> Result<u64, String> {
-    unseal::<Pointer>(pointer).map(|pointer| pointer.index).map_err(|e| e.to_string())
+    super::unseal::<Pointer>(pointer).map(|pointer| pointer.index).map_err(|e| e.to_string())
 }
 
-fn fail(waiting: Vec<Done>, error: &io::Error) {
-    waiting.into_iter().for_each(|done| done(Err(io::Error::new(error.kind(), error.to_string()))));
+async fn pause(latency: Duration) {
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+}
+
+/// Runs what may panic inside the database.
+pub(super) fn caught<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // Whatever it left behind is not looked at again.
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(invalid(format!("the database panicked: {}", disk::panic_text(&*panic)))))
 }
 
 fn chunk_key(generation: u64, number: u32) -> [u8; 12] {
@@ -433,10 +429,10 @@ fn chunk_key(generation: u64, number: u32) -> [u8; 12] {
     key
 }
 
-fn crc_of(chunks: &[Bytes]) -> u32 {
+pub(super) fn crc_of(chunks: &[Bytes]) -> u32 {
     chunks.iter().fold(0, |crc, chunk| crc32c::crc32c_append(crc, chunk))
 }
 
-fn invalid(what: String) -> io::Error {
+pub(super) fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
