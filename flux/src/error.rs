@@ -91,7 +91,7 @@ impl Code {
             "PRECONDITION" => Code::Precondition,
             "SUPERSEDED" => Code::Superseded,
             "LEASE_LOST" => Code::LeaseLost,
-            "RESOURCE_EXHAUSTED" | "OVERLOADED" => Code::ResourceExhausted,
+            "RESOURCE_EXHAUSTED" | "OVERLOADED" | "DISK_FULL" => Code::ResourceExhausted,
             "UNAVAILABLE" | "NOT_READY" | "NO_LEADER" => Code::Unavailable,
             "DEADLINE_EXCEEDED" | "UNKNOWN_OUTCOME" => Code::Timeout,
             "UNIMPLEMENTED" | "UNSUPPORTED" => Code::Unimplemented,

@@ -56,6 +56,12 @@ pub struct Args {
     /// Shortest lease that may be asked for, in milliseconds
     #[arg(long, env = "REGISTRY_TTL_MIN_MS", default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(100..))]
     pub ttl_min_ms: u32,
+    /// Refuse writes while less than this is free on the disk of --dir, in MiB; 0 never refuses
+    #[arg(long, env = "REGISTRY_DISK_FREE_MIN_MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    pub disk_free_min_mib: u64,
+    /// Keep a file of so many MiB in --dir that is given back when a node has to start on a full disk; 0 for none
+    #[arg(long, env = "REGISTRY_BALLAST_MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(..=1 << 10))]
+    pub ballast_mib: u64,
 }
 
 fn parse_member(text: &str) -> Result<(u64, String), String> {
@@ -134,6 +140,12 @@ pub struct Config {
     pub log_keep: u64,
     /// What a caller may ask for.
     pub limits: Limits,
+    /// Bytes that must be free on the disk for a write to be taken: room for what is already on its way, for a
+    /// snapshot of a usual catalog, and for what sled writes without being asked. 0 for any.
+    pub disk_free_min: u64,
+    /// Bytes of the file that is given back when a node starts on a full disk: opening sled there needs a few
+    /// segments of 512 KiB. 0 for none.
+    pub ballast: u64,
 }
 
 /// Full URLs under which this node tells others to reach it.
@@ -232,6 +244,8 @@ impl Args {
             peer_override: self.peer_override.into_iter().collect(),
             snapshot_every: self.snapshot_every,
             log_keep: self.log_keep,
+            disk_free_min: self.disk_free_min_mib << 20,
+            ballast: self.ballast_mib << 20,
             dir: self.dir,
             rest: self.rest,
             grpc: self.grpc,

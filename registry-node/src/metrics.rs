@@ -46,6 +46,10 @@ pub struct Metrics {
     watchers: IntGauge,
     /// Seconds since a leader was heard; 0 on the leader.
     leader_age: GaugeVec,
+    /// Bytes free on the disk of the node's directory.
+    disk_free: IntGauge,
+    /// 1 while proposals are refused because the disk is nearly full.
+    disk_full: IntGauge,
 }
 
 impl Metrics {
@@ -98,6 +102,8 @@ impl Metrics {
             ready: gauge("registry_ready", "1 if linearizable reads are answered"),
             watchers: gauge("registry_watchers", "Streams and polls that follow this node"),
             leader_age: add(&exposition, age.expect("valid names")),
+            disk_free: gauge("registry_disk_free_bytes", "Bytes free on the disk of the node's directory"),
+            disk_full: gauge("registry_disk_full", "1 while writes are refused for want of room on the disk"),
             exposition,
         }
     }
@@ -144,6 +150,8 @@ impl Metrics {
         self.ready.set(facts.ready.into());
         self.watchers.set(facts.watchers as i64);
         self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
+        self.disk_free.set(facts.disk_free.map_or(i64::MAX, |bytes| bytes as i64));
+        self.disk_full.set(facts.disk_full.into());
         for role in ROLES {
             self.role.with_label_values(&[role]).set((role == facts.role).into());
         }
@@ -180,6 +188,10 @@ pub struct Facts {
     pub watchers: usize,
     /// Since a leader was heard.
     pub leader_age: Duration,
+    /// Bytes free on the disk, if it has an end.
+    pub disk_free: Option<u64>,
+    /// Whether proposals are refused for want of room.
+    pub disk_full: bool,
 }
 
 impl Default for Metrics {

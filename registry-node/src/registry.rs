@@ -132,6 +132,12 @@ pub enum Error {
         /// Of what.
         what: String,
     },
+    /// The leader's disk is nearly full; nothing happened.
+    #[error("{why}")]
+    DiskFull {
+        /// Where, how full, and what to do.
+        why: String,
+    },
     /// Not served.
     #[error("{what} is not supported")]
     Unsupported {
@@ -153,6 +159,7 @@ impl Error {
             Self::StaleSequence => "STALE_SEQUENCE",
             Self::Invalid { .. } => "INVALID",
             Self::Overloaded { .. } => "OVERLOADED",
+            Self::DiskFull { .. } => "DISK_FULL",
             Self::Unsupported { .. } => "UNSUPPORTED",
         }
     }
@@ -161,7 +168,11 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::NotReady { .. } | Self::NoLeader | Self::Unknown { .. } | Self::Overloaded { .. }
+            Self::NotReady { .. }
+                | Self::NoLeader
+                | Self::Unknown { .. }
+                | Self::Overloaded { .. }
+                | Self::DiskFull { .. }
         )
     }
 
@@ -178,6 +189,7 @@ impl From<consensus::Error> for Error {
             consensus::Error::NoLeader => Self::NoLeader,
             consensus::Error::Unknown { why } => Self::Unknown { why },
             consensus::Error::Overloaded { what } => Self::Overloaded { what },
+            consensus::Error::DiskFull { why } => Self::DiskFull { why },
             consensus::Error::Refused { why } => Self::Invalid { field: "request".into(), why },
         }
     }

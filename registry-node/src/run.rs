@@ -25,7 +25,7 @@ use crate::{
     lease::Keeper,
     metrics::Metrics,
     registry::Registry,
-    storage::{self, Recovered, Store},
+    storage::{self, Recovered, Space, Store},
     watch::Hub,
 };
 
@@ -38,6 +38,9 @@ const EX_CONFIG: u8 = 78;
 const FILES_RESERVED: usize = 256;
 /// What a process may open where nothing says otherwise.
 const FILES_ASSUMED: usize = 1_024;
+
+/// How often the room on the disk is looked after; a ballast that is needed again is back within it.
+const TEND_EVERY: Duration = Duration::from_secs(1);
 
 /// How long open calls may take to finish once the node stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -98,7 +101,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let peer = listen("peers", config.peer).await?;
 
     let metrics = Arc::new(Metrics::new());
+    let space = Space::of(&config.dir, config.disk_free_min, config.ballast)
+        .map_err(|source| storage::Error::Io { dir: config.dir.clone(), source })?;
     let (store, recovered) = Store::open(&config.dir, &sound, metrics.clone(), end_the_process)?;
+    let store = store.within(space.clone());
+    tracker.spawn(tend(space, stop.clone()));
     let server = peer_server(&config, &store, &recovered)?;
     let peers_stop = CancellationToken::new();
     server.serve(peer, &tracker, peers_stop.clone())?;
@@ -168,6 +175,15 @@ fn within_descriptors(limits: Limits) -> Limits {
         );
     }
     Limits { connections_max: limits.connections_max.min(each.max(1)), ..limits }
+}
+
+/// Watches over the room on the disk until the node stops.
+async fn tend(space: Space, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let space = space.clone();
+        let _ = tokio::task::spawn_blocking(move || space.tend()).await; // a slow disk must hold up nobody else
+        let _ = tokio::time::timeout(TEND_EVERY, stop.cancelled()).await;
+    }
 }
 
 fn peer_server(config: &Config, store: &Store, recovered: &Recovered) -> Result<PeerServer, StartError> {

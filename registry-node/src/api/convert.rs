@@ -47,6 +47,7 @@ pub fn wire(error: &Error) -> Wire {
         Error::StaleSequence => (Code::FailedPrecondition, StatusCode::CONFLICT, "stale sequence number"),
         Error::Invalid { .. } => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "invalid request"),
         Error::Overloaded { .. } => (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+        Error::DiskFull { .. } => (Code::ResourceExhausted, StatusCode::INSUFFICIENT_STORAGE, "disk full"),
         Error::Unsupported { .. } => (Code::Unimplemented, StatusCode::NOT_IMPLEMENTED, "not supported"),
     };
     Wire { grpc, http, title }

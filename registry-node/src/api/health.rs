@@ -52,9 +52,16 @@ fn checks(api: &Api, not_ready: Option<&String>) -> String {
     };
     let leader = head.leader.as_ref().map_or("none known".to_owned(), |leader| leader.name.clone());
     let read = not_ready.cloned().unwrap_or_else(|| format!("revision {}", head.revision));
+    let disk = api.registry.status();
+    let room = match (&disk.disk_full, disk.disk_free) {
+        (Some(full), _) => full.clone(),
+        (None, Some(free)) => format!("{} MiB free", free >> 20),
+        (None, None) => "no bound".to_owned(),
+    };
     line(true, "process", format!("node {}", head.node_id))
         + &line(head.leader.is_some(), "leader", leader)
         + &line(not_ready.is_none(), "linearizable-read", read)
+        + &line(disk.disk_full.is_none(), "disk", room)
 }
 
 async fn actuator_health() -> Json<serde_json::Value> {

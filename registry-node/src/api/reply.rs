@@ -107,8 +107,8 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).expect("it was made from a status");
-        let retry =
-            (self.retryable && matches!(self.status, 429 | 503)).then_some(convert::RETRY_AFTER.as_secs());
+        let retry = (self.retryable && matches!(self.status, 429 | 503 | 507))
+            .then_some(convert::RETRY_AFTER.as_secs());
         let code = Code(self.code);
         let mut response = (status, Json(self)).into_response();
         response.extensions_mut().insert(code);

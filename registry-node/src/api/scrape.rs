@@ -39,6 +39,8 @@ fn facts(registry: &Registry) -> Facts {
         ready: status.not_ready.is_none(),
         watchers: status.watchers,
         leader_age: header.age,
+        disk_free: status.disk_free,
+        disk_full: status.disk_full.is_some(),
     }
 }
 

@@ -91,6 +91,10 @@ pub struct NodeStatus {
     pub catalog_hash: u64,
     /// The catalog's revision.
     pub revision: u64,
+    /// Bytes free on the disk of its directory, if it has an end.
+    pub disk_free: Option<u64>,
+    /// Why its disk takes no proposals; none if it does.
+    pub disk_full: Option<String>,
 }
 
 impl Consensus {
@@ -123,6 +127,8 @@ impl Consensus {
             not_ready,
             catalog_hash,
             revision,
+            disk_free: self.0.space.free(),
+            disk_full: self.0.space.for_proposals().err().map(|full| full.to_string()),
         }
     }
 

@@ -55,7 +55,7 @@ use crate::{
     config::{self, Timers},
     latest,
     scope::scoped,
-    storage::{Recovered, Store},
+    storage::{Recovered, Space, Store},
     watch::{Effect, Hub},
 };
 
@@ -96,6 +96,12 @@ pub enum Error {
         /// Of what.
         what: String,
     },
+    /// The leader's disk is nearly full; nothing happened.
+    #[error("{why}")]
+    DiskFull {
+        /// Where, how full, and what to do.
+        why: String,
+    },
     /// It cannot be done as things are; nothing happened.
     #[error("refused: {why}")]
     Refused {
@@ -133,6 +139,7 @@ struct Inner {
     name: String,
     cluster_id: Arc<str>,
     timers: Timers,
+    space: Space,
     hub: Hub,
     lead: latest::Receiver<Lead>,
     applied: latest::Receiver<Option<LogId>>,
@@ -191,6 +198,7 @@ impl Consensus {
         let Parts { config, store, recovered, hub, dial, server, tracker } = parts;
         let damaged = |what: String| StartError::Damaged { dir: config.dir.clone(), what };
         let place = bootstrap::find_place(config, &recovered, server, &dial).await?;
+        let space = store.space().clone();
         let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
         let machine = Machine::open(hub.clone(), store, recovered.snapshot).map_err(damaged)?;
         let applied = machine.applied();
@@ -207,12 +215,13 @@ impl Consensus {
         let (lead, following) = latest::channel(Lead::Nowhere);
         tracker.spawn(scoped(follow_lead(raft.clone(), config.id, lead)));
         let consensus = Self(Arc::new(Inner {
-            proposer: Proposer::start(raft.clone(), tracker),
+            proposer: Proposer::start(raft.clone(), space.clone(), tracker),
             raft,
             id: config.id,
             name: config.name.clone(),
             cluster_id: place.cluster_id,
             timers: config.timers,
+            space,
             hub,
             lead: following,
             applied,

@@ -228,6 +228,7 @@ fn from_peer(error: pb::PeerError) -> Error {
         "NOT_READY" => Error::NotReady { why },
         "OVERLOADED" => Error::Overloaded { what: why },
         "REFUSED" => Error::Refused { why },
+        "DISK_FULL" => Error::DiskFull { why },
         _ => Error::Unknown { why },
     }
 }
@@ -239,6 +240,7 @@ pub fn to_peer(error: &Error) -> pb::PeerError {
         Error::NotReady { why } => ("NOT_READY", why.clone()),
         Error::Overloaded { what } => ("OVERLOADED", what.clone()),
         Error::Refused { why } => ("REFUSED", why.clone()),
+        Error::DiskFull { why } => ("DISK_FULL", why.clone()),
         Error::Unknown { why } => ("UNKNOWN", why.clone()),
     };
     pb::PeerError { code: code.into(), message }

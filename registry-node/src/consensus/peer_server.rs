@@ -183,6 +183,10 @@ fn stopped(error: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("consensus has stopped: {error}"))
 }
 
+fn full(error: crate::storage::Full) -> Status {
+    Status::resource_exhausted(error.to_string())
+}
+
 fn vote_of(vote: Option<&pb::Vote>) -> Result<Vote, Status> {
     vote.and_then(from_vote).ok_or_else(missing("vote"))
 }
@@ -221,6 +225,10 @@ impl raft_server::Raft for PeerServer {
             entries: entries_of(&request.entries)?,
             leader_commit: request.leader_commit.as_ref().and_then(from_log_id),
         };
+        if !append.entries.is_empty() {
+            // An append that fails would end this node; one that is refused comes again.
+            self.0.store.space().for_replication(0).map_err(full)?;
+        }
         let answer = consensus.0.raft.append_entries(append).await.map_err(stopped)?;
         use pb::append_response::{Conflict, Result as Answer, Success};
         let result = match answer {
@@ -284,6 +292,7 @@ impl raft_server::Raft for PeerServer {
         let vote = vote_of(meta.vote.as_ref())?;
         let last_membership =
             codec::decode_stored_membership(&meta.membership).map_err(|e| garbled("the membership", e))?;
+        self.0.store.space().for_replication(meta.total_bytes).map_err(full)?;
         let chunks = receive(&mut stream, meta.total_bytes).await?;
         let meta =
             SnapshotMeta { last_log_id: meta.last_log.as_ref().and_then(from_log_id), last_membership };

@@ -12,7 +12,7 @@ use super::{
     state_machine::Machine,
     types::{Batch, Sealed, Types},
 };
-use crate::{catalog::Proposal, scope::scoped, watch::Effect};
+use crate::{catalog::Proposal, scope::scoped, storage::Space, watch::Effect};
 
 /// Proposals of one entry, whichever bound comes first; well within a log frame (96 KiB).
 const BATCH_MAX: usize = 2_048;
@@ -30,17 +30,19 @@ type Reply = oneshot::Sender<Result<Effect, Error>>;
 #[derive(Clone)]
 pub struct Proposer {
     queue: mpsc::Sender<(Sealed, Reply)>,
+    space: Space,
 }
 
 impl Proposer {
     /// Starts the packing task.
-    pub fn start(raft: Raft<Types, Machine>, tracker: &TaskTracker) -> Self {
+    pub fn start(raft: Raft<Types, Machine>, space: Space, tracker: &TaskTracker) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         tracker.spawn(scoped(pack(raft, waiting, tracker.clone())));
-        Self { queue }
+        Self { queue, space }
     }
 
-    /// Replicates a proposal; [`Error::NoLeader`] if this node does not lead.
+    /// Replicates a proposal; [`Error::NoLeader`] if this node does not lead, [`Error::DiskFull`] if its disk has no
+    /// room for more: sled must not find that out.
     pub async fn propose(&self, proposal: Proposal) -> Result<Effect, Error> {
         let sealed = Sealed::new(proposal);
         if sealed.bytes.len() > PROPOSAL_BYTES_MAX {
@@ -50,6 +52,7 @@ impl Proposer {
             );
             return Err(Error::Refused { why });
         }
+        self.space.for_proposals().map_err(|full| Error::DiskFull { why: full.to_string() })?;
         let (reply, answer) = oneshot::channel();
         self.queue.try_send((sealed, reply)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded { what: "proposals waiting".into() },

@@ -8,7 +8,7 @@ use openraft::{
     EntryPayload, OptionalSend,
     storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     codec,
@@ -20,6 +20,9 @@ use crate::{
     storage::{self, Store},
     watch::Hub,
 };
+
+/// What a record takes in a snapshot, generously.
+const RECORD_BYTES: u64 = 1 << 10;
 
 pub struct Machine {
     hub: Hub,
@@ -84,6 +87,16 @@ impl RaftStateMachine<Types> for Machine {
             }
         }
         Ok(())
+    }
+
+    /// None while there is no room for a snapshot: a failed one would end the node, a later one does no harm.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let bytes = self.hub.read(Catalog::len) as u64 * RECORD_BYTES;
+        let room = self.store.space().for_replication(bytes);
+        if let Err(full) = &room {
+            warn!(%full, "no snapshot is taken");
+        }
+        (force || room.is_ok()).then_some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {

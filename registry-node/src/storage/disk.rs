@@ -85,14 +85,7 @@ pub struct Directory {
 impl Directory {
     /// Creates the directory if need be, and locks it against every other process.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        if !dir.is_dir() {
-            fs::create_dir_all(dir)?;
-            // A directory whose name is lost in a power cut looks like one that was wiped.
-            File::open(
-                dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
-            )?
-            .sync_all()?;
-        }
+        create_dir(dir)?;
         let lock = File::options().create(true).append(true).open(dir.join("lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
@@ -181,6 +174,17 @@ impl Medium for Directory {
     fn sync_sidecar(&mut self) -> io::Result<()> {
         self.sidecar()?.sync_data()
     }
+}
+
+/// Creates a node's directory if need be. A directory whose name is lost in a power cut looks like one that was
+/// wiped: it is durable on return.
+pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// sled, with a barrier that holds.

@@ -9,6 +9,7 @@ mod disk;
 mod frame;
 mod opening;
 mod sidecar;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -30,6 +31,7 @@ pub use self::{
     disk::{Directory, Disk, Medium, Sled, Tree},
     frame::ENTRY_BYTES_MAX,
     opening::Sound,
+    space::{BALLAST, Full, Space},
 };
 use crate::{
     envelope::{self, Kind},
@@ -180,6 +182,7 @@ pub struct Recovered {
 #[derive(Debug, Clone)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
+    space: Space,
 }
 
 impl Store {
@@ -220,7 +223,18 @@ impl Store {
     {
         let (writer, recovered) = opening::open(medium, dir, sound)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        Ok((Self { jobs }, recovered, writer.run(queue, metrics, on_failure, latency)))
+        let work = writer.run(queue, metrics, on_failure, latency);
+        Ok((Self { jobs, space: Space::unbounded() }, recovered, work))
+    }
+
+    /// The same store, which tells its users of the room that is left for it.
+    pub fn within(self, space: Space) -> Self {
+        Self { space, ..self }
+    }
+
+    /// The room that is left on its disk. Whoever begins something new asks first; the store itself takes all.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// Appends `entries`, which must follow the last index without a gap; `done` is called once they survive a

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` nodes with further flags, and waits until each serves.
     pub async fn start(count: usize, flags: &[&str]) -> Cluster {
+        Self::start_on(None, count, flags).await
+    }
+
+    /// The same with the nodes' directories in `data`, and the logs elsewhere.
+    pub async fn start_on(data: Option<&Path>, count: usize, flags: &[&str]) -> Cluster {
         let turn = TURN.lock().await;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ports = free_ports(3 * count);
@@ -47,7 +52,7 @@ impl Cluster {
         let node = |index: usize| {
             let (rest, grpc) = (ports[3 * index], ports[3 * index + 1]);
             let mut args = vec!["--id".to_owned(), (index + 1).to_string()];
-            let path = dir.path().join(format!("node-{}", index + 1));
+            let path = data.unwrap_or(dir.path()).join(format!("node-{}", index + 1));
             args.extend(["--dir".to_owned(), path.display().to_string()]);
             args.extend(["--rest".to_owned(), format!("127.0.0.1:{rest}")]);
             args.extend(["--grpc".to_owned(), format!("127.0.0.1:{grpc}")]);
@@ -140,10 +145,15 @@ impl Node {
         }
     }
 
+    /// Where everything durable of it is kept.
+    pub fn dir(&self) -> PathBuf {
+        let flag = self.args.iter().position(|arg| arg == "--dir").expect("every node has one");
+        PathBuf::from(&self.args[flag + 1])
+    }
+
     /// Empties its directory; it must not run.
     pub fn wipe(&self) {
-        let flag = self.args.iter().position(|arg| arg == "--dir").expect("every node has one");
-        std::fs::remove_dir_all(&self.args[flag + 1]).expect("it is there");
+        std::fs::remove_dir_all(self.dir()).expect("it is there");
     }
 
     /// Waits until the process ends by itself, and says with which code.

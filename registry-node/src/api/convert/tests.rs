@@ -15,6 +15,7 @@ fn every_error() -> Vec<Error> {
         Error::StaleSequence,
         Error::Invalid { field: text(), why: text() },
         Error::Overloaded { what: text() },
+        Error::DiskFull { why: text() },
         Error::Unsupported { what: text() },
     ]
 }
@@ -45,6 +46,7 @@ fn the_table_of_errors_is_api() {
         STALE_SEQUENCE   409 FailedPrecondition retryable=false had_no_effect=false stale sequence number
         INVALID          400 InvalidArgument retryable=false had_no_effect=true  invalid request
         OVERLOADED       429 ResourceExhausted retryable=true  had_no_effect=true  overloaded
+        DISK_FULL        507 ResourceExhausted retryable=true  had_no_effect=true  disk full
         UNSUPPORTED      501 Unimplemented retryable=false had_no_effect=true  not supported
     "#]]
     .assert_eq(&table);
