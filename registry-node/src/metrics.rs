@@ -16,7 +16,7 @@ const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 #[derive(Debug)]
 pub struct Metrics {
     exposition: Exposition,
-    /// Calls answered, by operation, protocol (`grpc`, `rest`, `legacy`) and result (`ok` or an error code).
+    /// Calls answered, by operation, protocol (`grpc`, `pipeline`, `rest`, `legacy`) and result (`ok` or an error code).
     requests: IntCounterVec,
     /// Their duration, by operation and protocol.
     request_duration: HistogramVec,
@@ -117,6 +117,19 @@ impl Metrics {
         took: Duration,
     ) {
         self.requests.with_label_values(&[operation, protocol, result]).inc();
+        self.request_duration.with_label_values(&[operation, protocol]).observe(took.as_secs_f64());
+    }
+
+    /// Notes calls of one kind that took about as long; they are one in the histogram.
+    pub fn requests(
+        &self,
+        operation: &'static str,
+        protocol: &'static str,
+        result: &'static str,
+        count: usize,
+        took: Duration,
+    ) {
+        self.requests.with_label_values(&[operation, protocol, result]).inc_by(count as u64);
         self.request_duration.with_label_values(&[operation, protocol]).observe(took.as_secs_f64());
     }
 

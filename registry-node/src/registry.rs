@@ -6,6 +6,8 @@
 //! for a leader up to [`Limits::call_timeout`], so that a caller without fail-over of its own sees an election
 //! as a slow answer, not as an error.
 
+mod pipeline;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
@@ -15,11 +17,12 @@ use crate::{
         Command, InstanceId, Invalid, Origin, Outcome, Proposal, Record, Refusal, ServiceName, Spec, Status,
     },
     config::Limits,
-    consensus::{self, Consensus},
+    consensus::{self, Consensus, Sealed},
     lease::Keeper,
     watch::{self, Effect, Hub},
 };
 
+pub use self::pipeline::{Answered, Done, Pipeline};
 pub use crate::{
     consensus::{Header, Member, NodeStatus, Role},
     watch::{Batch, Update},
@@ -265,13 +268,16 @@ impl Registry {
     /// register again.
     pub async fn heartbeat(&self, beats: Vec<(InstanceId, Option<u64>)>) -> Result<Answer<Vec<bool>>, Error> {
         if beats.len() > BEATS_MAX {
-            let why =
-                format!("are {} in one call, at most {BEATS_MAX} are taken: send several calls", beats.len());
-            return Err(Error::Invalid { field: "beats".into(), why });
+            return Err(too_many_beats(beats.len()));
         }
         let deadline = Instant::now() + self.limits.call_timeout;
         let renewed = self.keeper.renew(&beats, deadline).await?;
         Ok(Answer { header: self.header(), value: renewed })
+    }
+
+    /// A client's calls on their way at once.
+    pub fn pipeline(&self) -> Pipeline {
+        Pipeline::new(self.clone())
     }
 
     /// The instances of a service, or of all, in order of their ids.
@@ -388,16 +394,14 @@ impl Registry {
     }
 
     async fn propose(&self, command: Command, caller: Caller) -> Result<Effect, Error> {
-        let cause = consensus::provenance(caller.by, caller.why);
+        let repeats = caller.repeats;
+        let sealed = seal(command, caller);
+        let bytes = sealed.bytes.clone();
         let deadline = Instant::now() + self.limits.call_timeout;
-        let mut doubt = None;
+        let (mut next, mut doubt) = (sealed, None);
         loop {
-            let proposal =
-                Proposal { command: command.clone(), cause: cause.clone(), origin: caller.origin.clone() };
-            match self.consensus.propose(proposal, deadline).await {
-                Err(unknown @ consensus::Error::Unknown { .. })
-                    if caller.repeats && Instant::now() < deadline =>
-                {
+            match self.consensus.propose(next, deadline).await {
+                Err(unknown @ consensus::Error::Unknown { .. }) if repeats && Instant::now() < deadline => {
                     doubt = Some(unknown);
                     self.consensus.await_change(deadline).await;
                 }
@@ -405,6 +409,7 @@ impl Registry {
                 Err(error) => return Err(doubt.unwrap_or(error).into()),
                 Ok(effect) => return Ok(effect),
             }
+            next = Sealed::again(&bytes);
         }
     }
 
@@ -443,6 +448,17 @@ impl Watcher {
         let update = self.cursor.next().await;
         self.registry.answer_at(update.revision(), update)
     }
+}
+
+/// The proposal of a command, stamped with who asked for it and when.
+fn seal(command: Command, caller: Caller) -> Sealed {
+    let cause = consensus::provenance(caller.by, caller.why);
+    Sealed::new(Proposal { command, cause, origin: caller.origin })
+}
+
+fn too_many_beats(count: usize) -> Error {
+    let why = format!("are {count} in one call, at most {BEATS_MAX} are taken: send several calls");
+    Error::Invalid { field: "beats".into(), why }
 }
 
 fn reused_sequence() -> Error {

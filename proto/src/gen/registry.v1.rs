@@ -353,6 +353,7 @@ pub struct ServiceSummary {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PipelineRequest {
+    /// Chosen by the client, to tell the results apart; a node only hands it back.
     #[prost(uint64, tag = "1")]
     pub seq: u64,
     #[prost(oneof = "pipeline_request::Call", tags = "2, 3, 4, 5")]
@@ -372,6 +373,9 @@ pub mod pipeline_request {
         SetStatus(super::SetStatusRequest),
     }
 }
+/// The texts of a header, `cluster_id` and `leader`, come with the first result and whenever the leader changes;
+/// they are empty in between. The instance of `register` has the fields that the registry sets or completes: id,
+/// ttl_ms, weight, reg_rev, mod_rev.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PipelineResponse {
     #[prost(uint64, tag = "1")]
@@ -956,8 +960,13 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("registry.v1.Registry", "ListServices"));
             self.inner.unary(req, path, codec).await
         }
-        /// Coalesces the writes and heartbeats of one client. Results carry the `seq` of their request and may come
-        /// in any order.
+        /// Coalesces the writes and heartbeats of one client, many of them on their way at once. Each request has one
+        /// result, which carries its `seq`; results come in any order, and calls in flight together may take effect in
+        /// any order: wait for one where the next depends on it. A call that fails is answered with `error` and does
+        /// not end the stream. A node that has enough of a client's calls under way reads no further.
+        /// A stream that the node ends has answered every request that it took in: what is unanswered then had no
+        /// effect. When the connection breaks, the outcome of what is unanswered is unknown; writes with a `client` and
+        /// a `seq` of their own may be sent again on a new stream and take effect once.
         pub async fn pipeline(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::PipelineRequest>,
@@ -1078,8 +1087,13 @@ pub mod registry_server {
             >
             + std::marker::Send
             + 'static;
-        /// Coalesces the writes and heartbeats of one client. Results carry the `seq` of their request and may come
-        /// in any order.
+        /// Coalesces the writes and heartbeats of one client, many of them on their way at once. Each request has one
+        /// result, which carries its `seq`; results come in any order, and calls in flight together may take effect in
+        /// any order: wait for one where the next depends on it. A call that fails is answered with `error` and does
+        /// not end the stream. A node that has enough of a client's calls under way reads no further.
+        /// A stream that the node ends has answered every request that it took in: what is unanswered then had no
+        /// effect. When the connection breaks, the outcome of what is unanswered is unknown; writes with a `client` and
+        /// a `seq` of their own may be sent again on a new stream and take effect once.
         async fn pipeline(
             &self,
             request: tonic::Request<tonic::Streaming<super::PipelineRequest>>,

@@ -14,6 +14,7 @@ use crate::catalog::{
     WEIGHT_DEFAULT,
 };
 use crate::config::Limits;
+use crate::lease::Beat;
 use crate::registry::{Answer, Caller, Consistency, Error, Header, Member, NodeStatus, Role, ServiceSummary};
 use crate::watch::{Batch, Update};
 
@@ -73,6 +74,16 @@ pub fn status(error: &Error, leader: Option<&Member>) -> tonic::Status {
     tonic::Status::with_error_details(wire(error).grpc, error.to_string(), details)
 }
 
+/// The error of one call among many, which does not end their stream.
+pub fn call_error(error: &Error) -> pb::CallError {
+    pb::CallError {
+        code: error.code().to_owned(),
+        message: error.to_string(),
+        retryable: error.is_retryable(),
+        had_no_effect: error.had_no_effect(),
+    }
+}
+
 // ---- requests ----
 
 /// The spec of a request, checked; what the registry sets is ignored.
@@ -124,6 +135,11 @@ pub fn consistency(consistency: i32) -> Result<Consistency, Error> {
         Ok(pb::Consistency::Stale) => Ok(Consistency::Stale),
         Err(_) => Err(invalid("consistency", "is neither LINEARIZABLE nor STALE")),
     }
+}
+
+/// One heartbeat.
+pub fn beat(beat: pb::Beat) -> Result<Beat, Error> {
+    Ok((InstanceId::new(beat.id)?, reg_rev(beat.reg_rev)))
 }
 
 /// Where the wire says 0 for "whichever".
@@ -253,9 +269,13 @@ pub fn services(answer: Answer<Vec<ServiceSummary>>) -> pb::ListServicesResponse
 
 /// One result a heartbeat.
 pub fn heartbeat(answer: Answer<Vec<bool>>) -> pb::HeartbeatResponse {
+    pb::HeartbeatResponse { header: Some(header(&answer.header)), results: beat_results(answer.value) }
+}
+
+/// Whether leases were renewed.
+pub fn beat_results(renewed: Vec<bool>) -> Vec<i32> {
     let result = |renewed| if renewed { pb::BeatResult::Renewed } else { pb::BeatResult::LeaseLost };
-    let results = answer.value.into_iter().map(|renewed| result(renewed).into()).collect();
-    pb::HeartbeatResponse { header: Some(header(&answer.header)), results }
+    renewed.into_iter().map(|renewed| result(renewed).into()).collect()
 }
 
 /// What a node says of itself.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::request::{Connection, default_by};
-use super::{Api, convert, legacy, rest};
+use super::{Api, convert, legacy, pipeline, rest};
 use crate::catalog::InstanceId;
 use crate::registry::{Error, Member};
 
@@ -47,8 +47,7 @@ impl Registry for Api {
     }
 
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Reply<pb::HeartbeatResponse> {
-        let beat = |beat: pb::Beat| Ok((InstanceId::new(beat.id)?, convert::reg_rev(beat.reg_rev)));
-        let beats: Result<_, Error> = request.into_inner().beats.into_iter().map(beat).collect();
+        let beats: Result<_, Error> = request.into_inner().beats.into_iter().map(convert::beat).collect();
         let beats = beats.map_err(|error| self.status(error))?;
         let answer = self.registry.heartbeat(beats).await.map_err(|error| self.status(error))?;
         Ok(Response::new(convert::heartbeat(answer)))
@@ -107,10 +106,15 @@ impl Registry for Api {
         answer.map(|answer| Response::new(convert::services(answer))).map_err(|error| self.status(error))
     }
 
-    type PipelineStream = stream::Empty<Result<pb::PipelineResponse, Status>>;
+    type PipelineStream = Pin<Box<dyn Stream<Item = Result<pb::PipelineResponse, Status>> + Send>>;
 
-    async fn pipeline(&self, _: Request<Streaming<pb::PipelineRequest>>) -> Reply<Self::PipelineStream> {
-        Err(self.status(Error::Unsupported { what: "Pipeline".to_owned() }))
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<pb::PipelineRequest>>,
+    ) -> Reply<Self::PipelineStream> {
+        let by = caller_of(&request);
+        let stop = Connection::of(request.extensions()).map(|via| via.stop.clone()).unwrap_or_default();
+        Ok(Response::new(Box::pin(pipeline::answers(self.clone(), request.into_inner(), by, stop))))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;

@@ -2,13 +2,15 @@
 //!
 //! `convert` is the one place where the domain meets the wire: messages both ways, and one table from an error to
 //! its gRPC status, HTTP status and hints. `grpc`, `rest` and `legacy` only read a request, call one use case and
-//! write the answer; `health` answers probes and scrapes, `observe` stands around every request, `serve` carries connections and guards against bad ones.
+//! write the answer; `pipeline` does so for many calls of one
+//! stream; `health` answers probes and scrapes, `observe` stands around every request, `serve` carries connections and guards against bad ones.
 
 mod convert;
 mod grpc;
 mod health;
 mod legacy;
 mod observe;
+mod pipeline;
 mod reply;
 mod request;
 mod rest;

@@ -90,6 +90,7 @@ fn grpc_operation(path: &str) -> Option<(&'static str, &'static str)> {
         "Registry/List" => "list",
         "Registry/Get" => "get",
         "Registry/ListServices" => "list_services",
+        "Registry/Pipeline" => "pipeline",
         "Registry/Watch" => "watch",
         "Admin/Status" => "status",
         "Admin/Members" => "members",

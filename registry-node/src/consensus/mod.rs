@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod codec;
+mod forwarder;
 mod log_store;
 mod machine_status;
 mod network;
@@ -32,7 +33,10 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
 pub use self::{
@@ -41,9 +45,11 @@ pub use self::{
     machine_status::{Header, Member, NodeStatus, Role},
     network::{Dial, NoConnection, Wire, WireError, over_tcp},
     peer_server::{PeerServer, PeerService, Renew},
-    types::Address,
+    proposer::{Outcome, Reply},
+    types::{Address, Sealed},
 };
 use self::{
+    forwarder::Forwarder,
     log_store::LogStore,
     network::{Network, Peers},
     proposer::Proposer,
@@ -144,6 +150,7 @@ struct Inner {
     lead: latest::Receiver<Lead>,
     applied: latest::Receiver<Option<LogId>>,
     proposer: Proposer,
+    forwarder: Forwarder,
     peers: Peers,
     started: Instant,
     /// Milliseconds from `started` to when a leader was last heard of.
@@ -216,6 +223,7 @@ impl Consensus {
         tracker.spawn(scoped(follow_lead(raft.clone(), config.id, lead)));
         let consensus = Self(Arc::new(Inner {
             proposer: Proposer::start(raft.clone(), space.clone(), tracker),
+            forwarder: Forwarder::start(peers.clone(), following.clone(), tracker),
             raft,
             id: config.id,
             name: config.name.clone(),
@@ -282,25 +290,50 @@ impl Consensus {
 
     /// Replicates a proposal wherever the leader is, and returns what it did. Tries until `deadline` while it is
     /// certain that nothing has happened.
-    pub async fn propose(&self, proposal: Proposal, deadline: Instant) -> Result<Effect, Error> {
+    pub async fn propose(&self, sealed: Sealed, deadline: Instant) -> Result<Effect, Error> {
+        let bytes = sealed.bytes.clone();
+        let mut next = sealed;
         loop {
-            let attempt = match self.lead() {
-                Lead::Here { .. } => bounded(deadline, self.propose_here(proposal.clone())).await,
-                Lead::Elsewhere { id, address } => {
-                    self.0.peers.propose(id, &address, &proposal, deadline).await
-                }
-                Lead::Nowhere => Err(Error::NoLeader),
-            };
-            match attempt {
+            let (reply, outcome) = oneshot::channel();
+            self.submit(next, deadline, Reply::One(reply));
+            match bounded(deadline, answered(outcome)).await {
                 Err(Error::NoLeader) if Instant::now() < deadline => self.await_change(deadline).await,
                 done => return done,
             }
+            next = Sealed::again(&bytes);
+        }
+    }
+
+    /// Hands a proposal on to wherever the leader is, once, and returns at once: what became of it comes by
+    /// `reply`. [`Error::NoLeader`] means that it had no effect; a reply that is dropped, that the node stopped.
+    pub fn submit(&self, sealed: Sealed, deadline: Instant, reply: Reply) {
+        let inner = &self.0;
+        match *inner.lead.borrow() {
+            Lead::Here { .. } => inner.proposer.submit(sealed, reply),
+            Lead::Elsewhere { .. } => inner.forwarder.submit(sealed.bytes, deadline, reply),
+            Lead::Nowhere => reply.send(Err(Error::NoLeader)),
         }
     }
 
     /// Replicates a proposal if this node leads; [`Error::NoLeader`] if it does not.
     pub async fn propose_here(&self, proposal: Proposal) -> Result<Effect, Error> {
-        self.0.proposer.propose(proposal).await
+        let (reply, outcome) = oneshot::channel();
+        self.0.proposer.submit(Sealed::new(proposal), Reply::One(reply));
+        answered(outcome).await
+    }
+
+    /// The same for many at once; one outcome each, in order.
+    async fn propose_all_here(&self, proposals: Vec<Sealed>) -> Vec<Result<Effect, Error>> {
+        let (replies, mut outcomes) = mpsc::unbounded_channel();
+        let mut results = vec![Err(stopped()); proposals.len()];
+        for (number, sealed) in (0..).zip(proposals) {
+            self.0.proposer.submit(sealed, Reply::Many(number, replies.clone()));
+        }
+        drop(replies);
+        while let Some((number, outcome)) = outcomes.recv().await {
+            results[number as usize] = outcome;
+        }
+        results
     }
 
     /// Returns once this node has applied everything that was committed when the call began, proven by a quorum.
@@ -558,6 +591,15 @@ impl Consensus {
 pub fn provenance(by: String, why: String) -> Provenance {
     let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
     Provenance { by, why, at_ms }
+}
+
+/// A proposal's outcome; unknown if nobody is left to tell.
+async fn answered(outcome: oneshot::Receiver<Outcome>) -> Outcome {
+    outcome.await.unwrap_or_else(|_| Err(stopped()))
+}
+
+fn stopped() -> Error {
+    Error::Unknown { why: "the node stopped".into() }
 }
 
 /// A proposal's outcome, or that it is not known yet: an entry that was appended may still be committed.

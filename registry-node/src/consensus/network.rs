@@ -28,7 +28,7 @@ use super::{
     types::{Address, Chunks, LogId, Snapshot, Types, Vote},
 };
 use crate::{
-    catalog::{InstanceId, Proposal, decode_outcome},
+    catalog::{InstanceId, decode_outcome},
     config::{Config, Timers},
     watch::Effect,
 };
@@ -110,28 +110,22 @@ impl Peers {
         Some(pb::PeerHeader { cluster_id: self.0.cluster_id.to_string(), from: self.0.id, to })
     }
 
-    /// Hands a proposal to the leader.
+    /// Hands proposals to the leader; one outcome each, in order.
     pub async fn propose(
         &self,
         id: u64,
         address: &Address,
-        proposal: &Proposal,
+        commands: Vec<Bytes>,
         deadline: Instant,
-    ) -> Result<Effect, Error> {
-        let sealed = super::types::Sealed::new(proposal.clone());
-        let request = pb::ProposeRequest { header: self.header(id), commands: vec![sealed.bytes] };
+    ) -> Result<Vec<Result<Effect, Error>>, Error> {
+        let count = commands.len();
+        let request = pb::ProposeRequest { header: self.header(id), commands };
         let mut client = self.client(id, address, Purpose::Forward);
-        let answer = by(deadline, client.propose(request)).await?;
-        let outcome = answer.outcomes.into_iter().next().and_then(|outcome| outcome.result);
-        match outcome {
-            Some(pb::propose_outcome::Result::Outcome(effect)) => {
-                let outcome = decode_outcome(&effect.outcome)
-                    .map_err(|e| Error::Unknown { why: format!("the leader's answer: {e}") })?;
-                Ok(Effect { revision: effect.revision, outcome })
-            }
-            Some(pb::propose_outcome::Result::Error(error)) => Err(from_peer(error)),
-            None => Err(Error::Unknown { why: "the leader's answer is empty".into() }),
+        let outcomes = by(deadline, client.propose(request)).await?.outcomes;
+        if outcomes.len() != count {
+            return Err(Error::Unknown { why: "the leader's answer is too short".into() });
         }
+        Ok(outcomes.into_iter().map(|outcome| proposed(outcome.result)).collect())
     }
 
     /// Asks the leader for a read point.
@@ -218,6 +212,19 @@ fn never_sent(status: &Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// What the leader says became of one proposal.
+fn proposed(result: Option<pb::propose_outcome::Result>) -> Result<Effect, Error> {
+    match result {
+        Some(pb::propose_outcome::Result::Outcome(effect)) => {
+            let outcome = decode_outcome(&effect.outcome)
+                .map_err(|e| Error::Unknown { why: format!("the leader's answer: {e}") })?;
+            Ok(Effect { revision: effect.revision, outcome })
+        }
+        Some(pb::propose_outcome::Result::Error(error)) => Err(from_peer(error)),
+        None => Err(Error::Unknown { why: "the leader's answer is empty".into() }),
+    }
 }
 
 /// What a peer says went wrong, as it would have been here.

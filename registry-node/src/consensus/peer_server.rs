@@ -21,10 +21,10 @@ use super::{
     Consensus, codec,
     codec::Identity,
     network::{MESSAGE_BYTES_MAX, from_log_id, from_vote, to_log_id, to_peer, to_vote},
-    types::{Chunks, Entry, Snapshot, SnapshotMeta, Vote},
+    types::{Chunks, Entry, Sealed, Snapshot, SnapshotMeta, Vote},
 };
 use crate::{
-    catalog::{InstanceId, decode_proposal, encode_outcome},
+    catalog::{InstanceId, encode_outcome},
     config::{Config, Origin},
     storage::{Slot, Store},
 };
@@ -312,13 +312,9 @@ impl raft_server::Raft for PeerServer {
         if request.commands.len() > FORWARDED_MAX {
             return Err(Status::resource_exhausted(format!("at most {FORWARDED_MAX} proposals in one call")));
         }
-        let proposals: Result<Vec<_>, _> =
-            request.commands.iter().map(|bytes| decode_proposal(bytes)).collect();
+        let proposals: Result<Vec<_>, _> = request.commands.into_iter().map(Sealed::of).collect();
         let proposals = proposals.map_err(|e| garbled("a proposal", e))?;
-        let effects = futures_util::future::join_all(
-            proposals.into_iter().map(|proposal| consensus.propose_here(proposal)),
-        )
-        .await;
+        let effects = consensus.propose_all_here(proposals).await;
         use pb::propose_outcome::{Effect, Result as Answer};
         let outcomes = effects.into_iter().map(|effect| match effect {
             Ok(effect) => Answer::Outcome(Effect {

@@ -12,7 +12,13 @@ use super::{
     state_machine::Machine,
     types::{Batch, Sealed, Types},
 };
-use crate::{catalog::Proposal, scope::scoped, storage::Space, watch::Effect};
+use crate::{
+    catalog::{Proposal, decode_proposal, encode_proposal},
+    envelope,
+    scope::scoped,
+    storage::Space,
+    watch::Effect,
+};
 
 /// Proposals of one entry, whichever bound comes first; well within a log frame (96 KiB).
 const BATCH_MAX: usize = 2_048;
@@ -24,7 +30,35 @@ const IN_FLIGHT: usize = 4;
 /// Proposals that may wait; beyond it callers are told.
 const QUEUE: usize = 16 << 10;
 
-type Reply = oneshot::Sender<Result<Effect, Error>>;
+/// What became of a proposal.
+pub type Outcome = Result<Effect, Error>;
+
+/// Where the outcome of a proposal goes.
+#[derive(Debug)]
+pub enum Reply {
+    /// To a caller that waits for nothing else.
+    One(oneshot::Sender<Outcome>),
+    /// To a caller with many on their way, which tells them apart by number. It bounds how many there are.
+    Many(u64, mpsc::UnboundedSender<(u64, Outcome)>),
+}
+
+impl Reply {
+    /// Answers; whoever gave up wants nothing.
+    pub fn send(self, outcome: Outcome) {
+        match self {
+            Self::One(reply) => drop(reply.send(outcome)),
+            Self::Many(number, replies) => drop(replies.send((number, outcome))),
+        }
+    }
+
+    /// Whether nobody waits for the outcome any more.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::One(reply) => reply.is_closed(),
+            Self::Many(_, replies) => replies.is_closed(),
+        }
+    }
+}
 
 /// A handle to the packing task. Cheap to clone.
 #[derive(Clone)]
@@ -41,24 +75,25 @@ impl Proposer {
         Self { queue, space }
     }
 
-    /// Replicates a proposal; [`Error::NoLeader`] if this node does not lead, [`Error::DiskFull`] if its disk has no
-    /// room for more: sled must not find that out.
-    pub async fn propose(&self, proposal: Proposal) -> Result<Effect, Error> {
-        let sealed = Sealed::new(proposal);
-        if sealed.bytes.len() > PROPOSAL_BYTES_MAX {
-            let why = format!(
-                "the command is {} bytes long, at most {PROPOSAL_BYTES_MAX} are taken",
-                sealed.bytes.len()
-            );
-            return Err(Error::Refused { why });
+    /// Replicates a proposal and answers by `reply`; [`Error::NoLeader`] if this node does not lead,
+    /// [`Error::DiskFull`] if its disk has no room for more: sled must not find that out. Returns at once. A reply
+    /// that is dropped unanswered means that the node stopped.
+    pub fn submit(&self, sealed: Sealed, reply: Reply) {
+        if let Err(error) = sealed.check() {
+            return reply.send(Err(error));
         }
-        self.space.for_proposals().map_err(|full| Error::DiskFull { why: full.to_string() })?;
-        let (reply, answer) = oneshot::channel();
-        self.queue.try_send((sealed, reply)).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Error::Overloaded { what: "proposals waiting".into() },
-            mpsc::error::TrySendError::Closed(_) => Error::NotReady { why: "it is stopping".into() },
-        })?;
-        answer.await.unwrap_or_else(|_| Err(Error::Unknown { why: "the node stopped".into() }))
+        if let Err(full) = self.space.for_proposals() {
+            return reply.send(Err(Error::DiskFull { why: full.to_string() }));
+        }
+        match self.queue.try_send((sealed, reply)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full((_, reply))) => {
+                reply.send(Err(Error::Overloaded { what: "proposals waiting".into() }));
+            }
+            Err(mpsc::error::TrySendError::Closed((_, reply))) => {
+                reply.send(Err(Error::NotReady { why: "it is stopping".into() }));
+            }
+        }
     }
 }
 
@@ -111,7 +146,7 @@ async fn submit(
     let (responder, written) = ProgressResponder::complete_only();
     if raft.client_write_ff(batch, Some(responder)).await.is_err() {
         let error = Error::NotReady { why: "it is stopping".into() };
-        return replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+        return replies.into_iter().for_each(|reply| reply.send(Err(error.clone())));
     }
     tracker.spawn(scoped(async move {
         let result = match written.await {
@@ -124,9 +159,9 @@ async fn submit(
         drop(slot);
         match result {
             Ok(effects) => {
-                replies.into_iter().zip(effects).for_each(|(reply, effect)| drop(reply.send(Ok(effect))))
+                replies.into_iter().zip(effects).for_each(|(reply, effect)| reply.send(Ok(effect)))
             }
-            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+            Err(error) => replies.into_iter().for_each(|reply| reply.send(Err(error.clone()))),
         }
     }));
 }
@@ -137,8 +172,28 @@ const PER_PROPOSAL: usize = 8;
 impl Sealed {
     /// A proposal and its bytes.
     pub fn new(proposal: Proposal) -> Self {
-        let bytes = Bytes::from(crate::catalog::encode_proposal(&proposal));
+        let bytes = Bytes::from(encode_proposal(&proposal));
         Self { proposal, bytes }
+    }
+
+    /// The proposal that `bytes` were made from.
+    pub fn of(bytes: Bytes) -> Result<Self, envelope::Error> {
+        Ok(Self { proposal: decode_proposal(&bytes)?, bytes })
+    }
+
+    /// The proposal of another one's bytes, to be sent once more.
+    pub fn again(bytes: &Bytes) -> Self {
+        Self::of(bytes.clone()).expect("they were sealed here")
+    }
+
+    /// Whether an entry of the log can hold it.
+    fn check(&self) -> Result<(), Error> {
+        let bytes = self.bytes.len();
+        if bytes > PROPOSAL_BYTES_MAX {
+            let why = format!("the command is {bytes} bytes long, at most {PROPOSAL_BYTES_MAX} are taken");
+            return Err(Error::Refused { why });
+        }
+        Ok(())
     }
 
     fn weight(&self) -> usize {

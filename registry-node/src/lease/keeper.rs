@@ -120,10 +120,7 @@ impl Keeper {
             }
             if results.iter().all(Option::is_some) {
                 let renewed: Vec<bool> = results.into_iter().flatten().collect();
-                inner.metrics.heartbeats(
-                    renewed.iter().filter(|r| **r).count(),
-                    renewed.iter().filter(|r| !**r).count(),
-                );
+                inner.count(&renewed);
                 return Ok(renewed);
             }
             // Their expiry is proposed: its outcome decides, and moves the revision or re-arms at a tick.
@@ -132,6 +129,26 @@ impl Keeper {
             }
             let _ = tokio::time::timeout(TICK, inner.hub.moved_from(revision)).await; // either is reason to look again
         }
+    }
+
+    /// Renews leases if that can be said at once: none if this node cannot prove that it leads, or the expiry of
+    /// one is being decided. Then [`Keeper::renew`] waits for what can be said.
+    pub fn renew_now(&self, beats: &[Beat]) -> Option<Vec<bool>> {
+        let inner = &self.0;
+        let term = inner.consensus.confirmed_term()?;
+        let now = Instant::now().into_std();
+        let renewed: Option<Vec<bool>> = {
+            let mut ledger = inner.up_to_date(term);
+            let renew = |(id, reg_rev): &Beat| match ledger.lessor.renew(id, *reg_rev, now) {
+                Renewal::Renewed => Some(true),
+                Renewal::Lost => Some(false),
+                Renewal::Expiring => None,
+            };
+            beats.iter().map(renew).collect()
+        };
+        let renewed = renewed.filter(|_| inner.consensus.confirmed_term() == Some(term))?;
+        inner.count(&renewed);
+        Some(renewed)
     }
 
     async fn forward(&self, beats: Vec<Beat>, deadline: Instant) -> Result<Vec<bool>, Error> {
@@ -267,6 +284,11 @@ impl Inner {
         } else if late > STALL {
             ledger.lessor.postpone_all(late);
         }
+    }
+
+    fn count(&self, renewed: &[bool]) {
+        let lost = renewed.iter().filter(|renewed| !**renewed).count();
+        self.metrics.heartbeats(renewed.len() - lost, lost);
     }
 
     /// Drops the ledger unless this node leads; says whether it does not.

@@ -7,4 +7,5 @@ mod malformed;
 mod membership;
 mod node;
 mod original;
+mod pipeline;
 mod wire;

@@ -135,6 +135,13 @@ impl Node {
         }
     }
 
+    /// Asks it to stop, as a supervisor would.
+    pub fn terminate(&self) {
+        let pid = self.process.as_ref().expect("it runs").id();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it is ours");
+    }
+
     /// Waits until it answers linearizable reads; with its log if it never does.
     pub async fn wait_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
