@@ -1,6 +1,7 @@
 //! The node as its clients meet it: real processes, real sockets, every promise of the wire contract.
 
 mod contract;
+mod corruption;
 mod disk;
 mod failover;
 mod malformed;

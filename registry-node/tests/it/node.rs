@@ -18,6 +18,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Clusters run one after another: two at once would fight over two cores and test the scheduler.
 static TURN: Mutex<()> = Mutex::const_new(());
 
+/// This test's turn, for one that starts no cluster and must not disturb others.
+pub async fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().await
+}
+
 /// One node's process, and what it takes to start it again.
 pub struct Node {
     /// `http://HOST:PORT`.
@@ -161,6 +166,20 @@ impl Node {
     /// Empties its directory; it must not run.
     pub fn wipe(&self) {
         std::fs::remove_dir_all(self.dir()).expect("it is there");
+    }
+
+    /// Waits until it answers linearizable reads, or has ended: then with which code.
+    pub async fn ready_or_exit(&mut self) -> Option<Option<i32>> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_ready().await {
+            let process = self.process.as_mut().expect("it was started");
+            if let Some(status) = process.try_wait().expect("it is ours") {
+                return Some(status.code());
+            }
+            assert!(Instant::now() < deadline, "it neither serves nor ends: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        None
     }
 
     /// Waits until the process ends by itself, and says with which code.
