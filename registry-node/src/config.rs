@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// A registry node: keeps service records with its peers and answers gRPC and REST on both client ports.
+///
+/// Without a command it runs until SIGTERM. The commands are for the directory of a node that does not run.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "registry-node", version)]
+#[command(name = "registry-node", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// This node's id, unique for ever: a node that lost its directory comes back under a new one
     #[arg(long, env = "REGISTRY_ID", default_value_t = 1)]
     pub id: u64,
@@ -62,6 +67,64 @@ pub struct Args {
     /// Keep a file of so many MiB in --dir that is given back when a node has to start on a full disk; 0 for none
     #[arg(long, env = "REGISTRY_BALLAST_MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(..=1 << 10))]
     pub ballast_mib: u64,
+}
+
+/// What can be done with the directory of a node that does not run.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Say what a stopped node's directory holds, and whether it is sound; changes nothing
+    Inspect(InspectArgs),
+    /// Begin a new cluster with what one node still has, after a majority was lost for good
+    Recover(RecoverArgs),
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 everything is sound, 78 something is damaged (and named), 64 nothing to look at, or a node is \
+                  running there, 74 it cannot be read, 2 wrong flags."
+)]
+pub struct InspectArgs {
+    /// The node's --dir
+    pub dir: PathBuf,
+    /// Dump the log instead: a JSON object a line, one for every command
+    #[arg(long, conflicts_with = "catalog")]
+    pub log: bool,
+    /// Dump the catalog instead, as it is after the last entry: one JSON object
+    #[arg(long)]
+    pub catalog: bool,
+    /// How to print the summary
+    #[arg(long, short, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Flags of `recover`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    long_about = "Begins a new cluster, of one node, with what the directory of one node of the old cluster still has. For when \
+                  a majority of the nodes is lost for good: nothing else brings the old cluster back. Says first what is \
+                  kept and what may be lost; does it only with --yes. The old directory is kept beside the new one.",
+    after_help = "Exit codes: 0 done, 64 --yes is missing (nothing was changed) or a node is running there, 78 there is nothing to \
+                  begin with (nothing was changed), 74 it was interrupted: start it again, 2 wrong flags."
+)]
+pub struct RecoverArgs {
+    /// The --dir of the node that is left
+    pub dir: PathBuf,
+    /// The node's id in the new cluster [default: the one it had]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: Option<u64>,
+    /// Do it
+    #[arg(long)]
+    pub yes: bool,
 }
 
 fn parse_member(text: &str) -> Result<(u64, String), String> {

@@ -1,7 +1,8 @@
 //! A registry node: service records replicated with Raft, leases, watches, gRPC and REST.
 //!
 //! One registration runs down through the rooms: `api` (wire) → `registry` (use case) → `consensus` (replicate)
-//! → `storage` (durable), and comes back through `catalog` (apply) to `watch` and `lease`.
+//! → `storage` (durable), and comes back through `catalog` (apply) to `watch` and `lease`. `offline` looks at what a stopped
+//! node has left.
 
 pub mod api;
 pub mod catalog;
@@ -11,6 +12,7 @@ pub mod envelope;
 pub mod latest;
 pub mod lease;
 pub mod metrics;
+pub mod offline;
 pub mod registry;
 mod run;
 #[doc(hidden)]

@@ -20,10 +20,11 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 
 use crate::{
     api,
-    config::{Args, Config, Limits},
+    config::{Args, Command, Config, Limits},
     consensus::{Consensus, Parts, PeerServer, StartError, identity_in, over_tcp, sound},
     lease::Keeper,
     metrics::Metrics,
+    offline,
     registry::Registry,
     storage::{self, Recovered, Space, Store},
     watch::Hub,
@@ -45,8 +46,13 @@ const TEND_EVERY: Duration = Duration::from_secs(1);
 /// How long open calls may take to finish once the node stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs a node until SIGTERM or SIGINT; a second signal ends it at once.
+/// Runs a node, or the command that is asked for instead. A node runs until SIGTERM or SIGINT; a second signal ends it at once.
 pub fn main(args: Args) -> ExitCode {
+    match &args.command {
+        Some(Command::Inspect(inspect)) => return offline::inspect(inspect),
+        Some(Command::Recover(recover)) => return offline::recover(recover),
+        None => {}
+    }
     let config = match args.check() {
         Ok(config) => config,
         Err(error) => {

@@ -58,6 +58,11 @@ impl Catalog {
         self.revision
     }
 
+    /// Goes on from `revision`, if that is higher: what begins again must not give out a revision a second time.
+    pub fn skip_to(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
     /// What every member is known to understand.
     pub fn feature_level(&self) -> u32 {
         self.feature_level

@@ -9,6 +9,9 @@ mod forwarder;
 mod log_store;
 mod machine_status;
 mod network;
+mod offline;
+#[cfg(test)]
+pub(crate) mod offline_tests;
 mod peer_server;
 mod proposer;
 mod runtime;
@@ -44,6 +47,7 @@ pub use self::{
     codec::Identity,
     machine_status::{Header, Member, NodeStatus, Role},
     network::{Dial, NoConnection, Wire, WireError, over_tcp},
+    offline::{Beginning, Content, LastVote, LogEntry, Mark, Peer, Reading, SnapshotOutline, begin_again},
     peer_server::{PeerServer, PeerService, Renew},
     proposer::{Outcome, Reply},
     types::{Address, Sealed},

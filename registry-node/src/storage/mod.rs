@@ -10,6 +10,7 @@ mod frame;
 mod opening;
 mod sidecar;
 mod space;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -32,6 +33,7 @@ pub use self::{
     frame::ENTRY_BYTES_MAX,
     opening::Sound,
     space::{BALLAST, Full, Space},
+    survey::{Flaw, Survey, SurveyError, await_release, hold, survey},
 };
 use crate::{
     envelope::{self, Kind},

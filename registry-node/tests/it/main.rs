@@ -7,6 +7,7 @@ mod failover;
 mod malformed;
 mod membership;
 mod node;
+mod offline;
 mod original;
 mod pipeline;
 mod wire;

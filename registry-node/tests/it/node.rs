@@ -75,10 +75,15 @@ impl Cluster {
 
     /// Starts one more node, which asks to join; gives its index. It is no member yet.
     pub fn join(&mut self, id: u64) -> usize {
+        self.join_through(0, id)
+    }
+
+    /// The same through a node of which one knows that it runs.
+    pub fn join_through(&mut self, through: usize, id: u64) -> usize {
         let ports = free_ports(3);
         let [rest, grpc, peer] = [0, 1, 2].map(|index| format!("127.0.0.1:{}", ports[index]));
         let path = self._dir.path().join(format!("node-{id}"));
-        let through = self.nodes[0].peer().trim_start_matches("http://").to_owned();
+        let through = self.nodes[through].peer().trim_start_matches("http://").to_owned();
         let args =
             ["--id", &id.to_string(), "--dir", &path.display().to_string(), "--rest", &rest, "--grpc", &grpc];
         let args = args.into_iter().chain(["--peer", &peer, "--join", &through]).map(str::to_owned).collect();

@@ -22,7 +22,7 @@ use crate::plan::cuts::Fs;
 /// Images are called so, then by the pid of their owner, the moment that one began, and a name.
 const PREFIX: &str = "flux-power-";
 /// What a node keeps in a run is a few MiB. The images are sparse; xfs refuses less than 300 MiB.
-const EXT4_BYTES: u64 = 128 << 20;
+const EXT4_BYTES: u64 = 256 << 20;
 const XFS_BYTES: u64 = 320 << 20;
 /// A killed process may hold its files a moment longer than its pid.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
