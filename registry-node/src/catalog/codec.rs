@@ -3,6 +3,7 @@
 //! The structs here are frozen: version 1 is what they are, for ever. A change to the types above is a `V2` here,
 //! with a conversion from `V1`, and a golden test beside the old one.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -67,7 +68,7 @@ pub fn encode_proposal(proposal: &Proposal) -> Vec<u8> {
 
 /// Reads what [`encode_proposal`] wrote.
 pub fn decode_proposal(bytes: &[u8]) -> Result<Proposal, envelope::Error> {
-    let proposal: ProposalV1 = open(bytes, Kind::COMMAND)?;
+    let proposal: ProposalV1<'_> = open(bytes, Kind::COMMAND)?;
     proposal.try_into().map_err(invalid)
 }
 
@@ -78,7 +79,7 @@ pub fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
 
 /// Reads what [`encode_outcome`] wrote.
 pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, envelope::Error> {
-    let outcome: OutcomeV1 = open(bytes, Kind::OUTCOME)?;
+    let outcome: OutcomeV1<'_> = open(bytes, Kind::OUTCOME)?;
     outcome.try_into().map_err(invalid)
 }
 
@@ -147,7 +148,7 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn push(&mut self, item: &ItemV1) {
+    fn push(&mut self, item: &ItemV1<'_>) {
         let item = envelope::encode(item);
         let room = CHUNK_BYTES - envelope::HEADER_BYTES;
         if !self.open.is_empty() && self.open.len() + item.len() + LENGTH_BYTES > room {
@@ -171,7 +172,7 @@ impl Chunks {
 /// Each item of a chunk is preceded by its length.
 const LENGTH_BYTES: usize = 4;
 
-fn open_chunk(bytes: &[u8]) -> Result<Vec<ItemV1>, envelope::Error> {
+fn open_chunk(bytes: &[u8]) -> Result<Vec<ItemV1<'static>>, envelope::Error> {
     let (version, mut rest) = envelope::open(bytes, Kind::RECORDS)?;
     envelope::require_version(Kind::RECORDS, version, VERSION)?;
     let cut = || envelope::Error::Payload("an item is cut off".to_owned());
@@ -196,7 +197,7 @@ struct Restore {
 }
 
 impl Restore {
-    fn take(&mut self, chunk: usize, item: ItemV1) -> Result<(), RestoreError> {
+    fn take(&mut self, chunk: usize, item: ItemV1<'_>) -> Result<(), RestoreError> {
         let broken = |error: Invalid| RestoreError::Chunk { chunk, source: invalid(error) };
         match (item, self.header.is_some()) {
             (ItemV1::Header(header), false) => self.header = Some(header),
@@ -255,13 +256,14 @@ fn invalid(error: Invalid) -> envelope::Error {
 }
 
 // ---- frozen: version 1 ----
+// Encoding borrows: a command's digest and a record's hash are taken of every command on every node.
 
 #[derive(Serialize, Deserialize)]
-enum ItemV1 {
+enum ItemV1<'a> {
     Header(HeaderV1),
-    Record(Box<RecordV1>),
+    Record(Box<RecordV1<'a>>),
     Session { client: String, used: u64, forgotten: u64 },
-    Outcome { client: String, seq: u64, digest: u64, outcome: OutcomeV1 },
+    Outcome { client: String, seq: u64, digest: u64, outcome: OutcomeV1<'a> },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -275,57 +277,57 @@ struct HeaderV1 {
 }
 
 #[derive(Serialize, Deserialize)]
-struct ProposalV1 {
-    command: CommandV1,
-    cause: ProvenanceV1,
-    origin: Option<OriginV1>,
+struct ProposalV1<'a> {
+    command: CommandV1<'a>,
+    cause: ProvenanceV1<'a>,
+    origin: Option<OriginV1<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-enum CommandV1 {
-    Register { spec: Box<SpecV1>, expected: Option<u64> },
-    Deregister { id: String, reg_rev: Option<u64> },
-    SetStatus { id: String, status: StatusV1, reg_rev: Option<u64> },
-    Expire { term: u64, victims: Vec<(String, u64)> },
+enum CommandV1<'a> {
+    Register { spec: Box<SpecV1<'a>>, expected: Option<u64> },
+    Deregister { id: Cow<'a, str>, reg_rev: Option<u64> },
+    SetStatus { id: Cow<'a, str>, status: StatusV1, reg_rev: Option<u64> },
+    Expire { term: u64, victims: Vec<(Cow<'a, str>, u64)> },
     SetFeatureLevel { level: u32 },
 }
 
 #[derive(Serialize, Deserialize)]
-struct ProvenanceV1 {
-    by: String,
-    why: String,
+struct ProvenanceV1<'a> {
+    by: Cow<'a, str>,
+    why: Cow<'a, str>,
     at_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-struct OriginV1 {
-    client: String,
+struct OriginV1<'a> {
+    client: Cow<'a, str>,
     seq: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-struct SpecV1 {
-    id: String,
-    service: String,
-    host: String,
+struct SpecV1<'a> {
+    id: Cow<'a, str>,
+    service: Cow<'a, str>,
+    host: Cow<'a, str>,
     port: u16,
-    url: String,
-    health_path: String,
+    url: Cow<'a, str>,
+    health_path: Cow<'a, str>,
     ttl_ms: u32,
     weight: u32,
-    zone: String,
-    version: String,
-    tags: Vec<String>,
-    metadata: BTreeMap<String, String>,
+    zone: Cow<'a, str>,
+    version: Cow<'a, str>,
+    tags: Cow<'a, [String]>,
+    metadata: Cow<'a, BTreeMap<String, String>>,
     status: StatusV1,
 }
 
 #[derive(Serialize, Deserialize)]
-struct RecordV1 {
-    spec: SpecV1,
+struct RecordV1<'a> {
+    spec: SpecV1<'a>,
     reg_rev: u64,
     mod_rev: u64,
-    changed: ProvenanceV1,
+    changed: ProvenanceV1<'a>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -336,11 +338,11 @@ enum StatusV1 {
 }
 
 #[derive(Serialize, Deserialize)]
-enum OutcomeV1 {
-    Registered(Box<RecordV1>),
+enum OutcomeV1<'a> {
+    Registered(Box<RecordV1<'a>>),
     Deregistered { found: bool },
-    StatusSet(Box<RecordV1>),
-    Expired { ids: Vec<String> },
+    StatusSet(Box<RecordV1<'a>>),
+    Expired { ids: Vec<Cow<'a, str>> },
     FeatureLevel(u32),
     Refused(RefusalV1),
 }
@@ -369,64 +371,68 @@ impl HeaderV1 {
     }
 }
 
-impl From<&Proposal> for ProposalV1 {
-    fn from(proposal: &Proposal) -> ProposalV1 {
+impl<'a> From<&'a Proposal> for ProposalV1<'a> {
+    fn from(proposal: &'a Proposal) -> ProposalV1<'a> {
         ProposalV1 {
             command: (&proposal.command).into(),
             cause: (&proposal.cause).into(),
             origin: proposal
                 .origin
                 .as_ref()
-                .map(|Origin { client, seq }| OriginV1 { client: client.clone(), seq: *seq }),
+                .map(|Origin { client, seq }| OriginV1 { client: client.into(), seq: *seq }),
         }
     }
 }
 
-impl TryFrom<ProposalV1> for Proposal {
+impl TryFrom<ProposalV1<'_>> for Proposal {
     type Error = Invalid;
-    fn try_from(proposal: ProposalV1) -> Result<Proposal, Invalid> {
+    fn try_from(proposal: ProposalV1<'_>) -> Result<Proposal, Invalid> {
         Ok(Proposal {
             command: proposal.command.try_into()?,
             cause: proposal.cause.into(),
-            origin: proposal.origin.map(|OriginV1 { client, seq }| Origin { client, seq }),
+            origin: proposal
+                .origin
+                .map(|OriginV1 { client, seq }| Origin { client: client.into_owned(), seq }),
         })
     }
 }
 
-impl From<&Command> for CommandV1 {
-    fn from(command: &Command) -> CommandV1 {
+impl<'a> From<&'a Command> for CommandV1<'a> {
+    fn from(command: &'a Command) -> CommandV1<'a> {
         match command {
             Command::Register { spec, expected } => {
                 CommandV1::Register { spec: Box::new(spec.into()), expected: *expected }
             }
             Command::Deregister { id, reg_rev } => {
-                CommandV1::Deregister { id: id.to_string(), reg_rev: *reg_rev }
+                CommandV1::Deregister { id: id.as_str().into(), reg_rev: *reg_rev }
             }
             Command::SetStatus { id, status, reg_rev } => {
-                CommandV1::SetStatus { id: id.to_string(), status: (*status).into(), reg_rev: *reg_rev }
+                CommandV1::SetStatus { id: id.as_str().into(), status: (*status).into(), reg_rev: *reg_rev }
             }
             Command::Expire { term, victims } => CommandV1::Expire {
                 term: *term,
-                victims: victims.iter().map(|(id, reg_rev)| (id.to_string(), *reg_rev)).collect(),
+                victims: victims.iter().map(|(id, reg_rev)| (id.as_str().into(), *reg_rev)).collect(),
             },
             Command::SetFeatureLevel { level } => CommandV1::SetFeatureLevel { level: *level },
         }
     }
 }
 
-impl TryFrom<CommandV1> for Command {
+impl TryFrom<CommandV1<'_>> for Command {
     type Error = Invalid;
-    fn try_from(command: CommandV1) -> Result<Command, Invalid> {
+    fn try_from(command: CommandV1<'_>) -> Result<Command, Invalid> {
         Ok(match command {
             CommandV1::Register { spec, expected } => {
                 Command::Register { spec: (*spec).try_into()?, expected }
             }
-            CommandV1::Deregister { id, reg_rev } => Command::Deregister { id: id.try_into()?, reg_rev },
+            CommandV1::Deregister { id, reg_rev } => {
+                Command::Deregister { id: InstanceId::new(id)?, reg_rev }
+            }
             CommandV1::SetStatus { id, status, reg_rev } => {
-                Command::SetStatus { id: id.try_into()?, status: status.into(), reg_rev }
+                Command::SetStatus { id: InstanceId::new(id)?, status: status.into(), reg_rev }
             }
             CommandV1::Expire { term, victims } => {
-                let victims = victims.into_iter().map(|(id, reg_rev)| Ok((id.try_into()?, reg_rev)));
+                let victims = victims.into_iter().map(|(id, reg_rev)| Ok((InstanceId::new(id)?, reg_rev)));
                 Command::Expire { term, victims: victims.collect::<Result<_, Invalid>>()? }
             }
             CommandV1::SetFeatureLevel { level } => Command::SetFeatureLevel { level },
@@ -434,71 +440,70 @@ impl TryFrom<CommandV1> for Command {
     }
 }
 
-impl From<&Provenance> for ProvenanceV1 {
-    fn from(provenance: &Provenance) -> ProvenanceV1 {
-        let Provenance { by, why, at_ms } = provenance.clone();
-        ProvenanceV1 { by, why, at_ms }
+impl<'a> From<&'a Provenance> for ProvenanceV1<'a> {
+    fn from(provenance: &'a Provenance) -> ProvenanceV1<'a> {
+        let Provenance { by, why, at_ms } = provenance;
+        ProvenanceV1 { by: by.into(), why: why.into(), at_ms: *at_ms }
     }
 }
 
-impl From<ProvenanceV1> for Provenance {
-    fn from(ProvenanceV1 { by, why, at_ms }: ProvenanceV1) -> Provenance {
-        Provenance { by, why, at_ms }
+impl From<ProvenanceV1<'_>> for Provenance {
+    fn from(ProvenanceV1 { by, why, at_ms }: ProvenanceV1<'_>) -> Provenance {
+        Provenance { by: by.into_owned(), why: why.into_owned(), at_ms }
     }
 }
 
-impl From<&Spec> for SpecV1 {
-    fn from(spec: &Spec) -> SpecV1 {
-        let spec = spec.clone();
+impl<'a> From<&'a Spec> for SpecV1<'a> {
+    fn from(spec: &'a Spec) -> SpecV1<'a> {
         SpecV1 {
-            id: spec.id.into(),
-            service: spec.service.into(),
-            host: spec.host,
+            id: spec.id.as_str().into(),
+            service: spec.service.as_str().into(),
+            host: (&spec.host).into(),
             port: spec.port,
-            url: spec.url,
-            health_path: spec.health_path,
+            url: (&spec.url).into(),
+            health_path: (&spec.health_path).into(),
             ttl_ms: spec.ttl_ms,
             weight: spec.weight,
-            zone: spec.zone,
-            version: spec.version,
-            tags: spec.tags,
-            metadata: spec.metadata,
+            zone: (&spec.zone).into(),
+            version: (&spec.version).into(),
+            tags: (&spec.tags).into(),
+            metadata: Cow::Borrowed(&spec.metadata),
             status: spec.status.into(),
         }
     }
 }
 
-impl TryFrom<SpecV1> for Spec {
+impl TryFrom<SpecV1<'_>> for Spec {
     type Error = Invalid;
-    fn try_from(spec: SpecV1) -> Result<Spec, Invalid> {
+    fn try_from(spec: SpecV1<'_>) -> Result<Spec, Invalid> {
         Ok(Spec {
             id: InstanceId::new(spec.id)?,
             service: ServiceName::new(spec.service)?,
-            host: spec.host,
+            host: spec.host.into_owned(),
             port: spec.port,
-            url: spec.url,
-            health_path: spec.health_path,
+            url: spec.url.into_owned(),
+            health_path: spec.health_path.into_owned(),
             ttl_ms: spec.ttl_ms,
             weight: spec.weight,
-            zone: spec.zone,
-            version: spec.version,
-            tags: spec.tags,
-            metadata: spec.metadata,
+            zone: spec.zone.into_owned(),
+            version: spec.version.into_owned(),
+            tags: spec.tags.into_owned(),
+            metadata: spec.metadata.into_owned(),
             status: spec.status.into(),
         })
     }
 }
 
-impl From<&Record> for RecordV1 {
-    fn from(record: &Record) -> RecordV1 {
+impl<'a> From<&'a Record> for RecordV1<'a> {
+    fn from(record: &'a Record) -> RecordV1<'a> {
         let (reg_rev, mod_rev) = (record.reg_rev, record.mod_rev);
         RecordV1 { spec: (&record.spec).into(), reg_rev, mod_rev, changed: (&record.changed).into() }
     }
 }
 
-impl TryFrom<RecordV1> for Record {
+impl TryFrom<RecordV1<'_>> for Record {
     type Error = Invalid;
-    fn try_from(record: RecordV1) -> Result<Record, Invalid> {
+    fn try_from(record: RecordV1<'_>) -> Result<Record, Invalid> {
         let (reg_rev, mod_rev) = (record.reg_rev, record.mod_rev);
         Ok(Record { spec: record.spec.try_into()?, reg_rev, mod_rev, changed: record.changed.into() })
     }
@@ -524,14 +529,14 @@ impl From<StatusV1> for Status {
     }
 }
 
-impl From<&Outcome> for OutcomeV1 {
-    fn from(outcome: &Outcome) -> OutcomeV1 {
+impl<'a> From<&'a Outcome> for OutcomeV1<'a> {
+    fn from(outcome: &'a Outcome) -> OutcomeV1<'a> {
         match outcome {
             Outcome::Registered(record) => OutcomeV1::Registered(Box::new(record.as_ref().into())),
             Outcome::Deregistered { found } => OutcomeV1::Deregistered { found: *found },
             Outcome::StatusSet(record) => OutcomeV1::StatusSet(Box::new(record.as_ref().into())),
             Outcome::Expired { ids } => {
-                OutcomeV1::Expired { ids: ids.iter().map(InstanceId::to_string).collect() }
+                OutcomeV1::Expired { ids: ids.iter().map(|id| id.as_str().into()).collect() }
             }
             Outcome::FeatureLevel(level) => OutcomeV1::FeatureLevel(*level),
             Outcome::Refused(refusal) => OutcomeV1::Refused(refusal.into()),
@@ -539,9 +544,9 @@ impl From<&Outcome> for OutcomeV1 {
     }
 }
 
-impl TryFrom<OutcomeV1> for Outcome {
+impl TryFrom<OutcomeV1<'_>> for Outcome {
     type Error = Invalid;
-    fn try_from(outcome: OutcomeV1) -> Result<Outcome, Invalid> {
+    fn try_from(outcome: OutcomeV1<'_>) -> Result<Outcome, Invalid> {
         Ok(match outcome {
             OutcomeV1::Registered(record) => Outcome::Registered(Arc::new((*record).try_into()?)),
             OutcomeV1::Deregistered { found } => Outcome::Deregistered { found },
