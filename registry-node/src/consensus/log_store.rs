@@ -21,8 +21,11 @@ use super::{
 };
 use crate::storage::{Purged, Recovered, Slot, Store};
 
-/// Encoded bytes of the entries kept in memory; a node's memory is for its catalog.
+/// Memory for the entries that are kept; a node's memory is for its catalog.
 const TAIL_BYTES: usize = 16 << 20;
+/// What an entry takes in memory, in multiples of its bytes on disk: those, and the records decoded, whose small
+/// strings and containers take thrice as much.
+const IN_MEMORY: usize = 4;
 
 #[derive(Clone)]
 pub struct LogStore {
@@ -39,7 +42,7 @@ struct Shared {
     tail: Tail,
 }
 
-/// The newest entries, without a gap, with the size each has on disk.
+/// The newest entries, without a gap, with the memory each takes.
 #[derive(Default)]
 struct Tail {
     entries: VecDeque<(Entry, usize)>,
@@ -190,7 +193,7 @@ impl RaftLogStorage<Types> for LogStore {
                 let bytes = Bytes::from(codec::encode_entry(&entry));
                 first.get_or_insert(entry.log_id.index);
                 shared.last = Some(entry.log_id);
-                shared.tail.push(entry, bytes.len());
+                shared.tail.push(entry, IN_MEMORY * bytes.len());
                 encoded.push(bytes);
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::catalog::Event;
 
-/// Bytes of events kept. With records of 300 bytes that is the last 100 000 changes or more.
+/// Memory of the events kept. With records of 300 bytes that is the last 50 000 changes or more.
 pub const BYTES_MAX: usize = 64 << 20;
 
 /// Batches kept: bounds what the estimate of bytes does not see.
@@ -26,10 +26,15 @@ pub struct Batch {
 impl Batch {
     /// An estimate of the memory it pins.
     pub fn bytes(&self) -> usize {
-        /// A record's fixed part, its provenance and the containers around them.
-        const OVERHEAD: usize = 384;
+        /// A record's fixed part, its provenance, the containers around them, and what the allocator adds to each
+        /// of a dozen strings.
+        const OVERHEAD: usize = 704;
+        /// A node of the map of metadata, which has room for eleven pairs and is at least half full beyond one.
+        const PAIRS: usize = 6;
+        const PAIRS_BYTES: usize = 560;
         let event = |event: &Event| {
-            OVERHEAD + event.record.spec.bytes() + event.cause.by.len() + event.cause.why.len()
+            let metadata = event.record.spec.metadata.len().div_ceil(PAIRS) * PAIRS_BYTES;
+            OVERHEAD + metadata + event.record.spec.bytes() + event.cause.by.len() + event.cause.why.len()
         };
         self.events.iter().map(event).sum()
     }
