@@ -45,13 +45,17 @@ pub(super) async fn measure(run: &mut Run<'_>) -> Result<()> {
         let watches = open(&leader, run.watchers()).await?;
         let writers = Unary::callers(&nodes.clients(2).await?, 2);
         let (received, clock) = follow(watches, writers, rate, KEEP_UP).await?;
-        let offered = clock.writes() * run.watchers();
+        // A write that failed counts as one that nobody heard of.
+        let offered = (clock.writes() + received.failed) * run.watchers();
         let share = received.in_time as f64 / offered as f64;
         let must = if rate == RATES[0] { 0.999 } else { 0.0 };
         let what = format!("{} watchers, {rate} events/s", run.watchers());
         let per_second = received.events as f64 / KEEP_UP.as_secs_f64();
         let line = Line::info(NAME, format!("{what}: delivered within a second"), vec![share], "of all");
-        let from = format!("{} of {offered} delivered, {per_second:.0}/s", received.events);
+        let from = format!(
+            "{} of {offered} delivered, {per_second:.0}/s; {} writes failed",
+            received.events, received.failed
+        );
         run.line(line.held_to(Bound::AtLeast { must, goal: 0.999 }).with(from));
         let lag = vec![quantile(&received.since_sent, 0.99)];
         run.line(Line::info(NAME, format!("{what}: lag p99"), lag, "ms").with(received.describe()));

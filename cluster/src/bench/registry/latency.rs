@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{
     Run,
@@ -34,6 +34,7 @@ pub(super) async fn measure(run: &mut Run<'_>) -> Result<()> {
             let watch = Watch::open(&connect(&node.grpc).await?).await?;
             let writers = Unary::callers(&[client(&leader.grpc).await?, client(&leader.grpc).await?], 2);
             let (received, _) = follow(vec![watch], writers, WRITES_PER_SECOND, run.window()).await?;
+            ensure!(received.failed == 0, "{} writes failed", received.failed);
             p50.push(quantile(&received.since_acknowledged, 0.5));
             p99.push(quantile(&received.since_acknowledged, 0.99));
             described = received.describe();

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    Cluster, Kind, Options, Pid, Ports,
+    Cluster, Error, Kind, Options, Pid, Ports,
     bench::{
         etcd::connect,
         load::{Door, explain},
@@ -28,6 +28,8 @@ pub(super) const PER_SERVICE: u64 = 100;
 const TTL_MS: u32 = 3_600_000;
 /// Messages that a snapshot of everything may need.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Launches before it is given up.
+const ATTEMPTS: u32 = 3;
 /// How long three nodes may be without a leader before that is a failure.
 const LEADER_WITHIN: Duration = Duration::from_secs(20);
 /// How often it is looked for.
@@ -51,14 +53,24 @@ pub(super) struct Node {
 impl Nodes {
     /// Starts them in `dir`, and returns when they answer.
     pub async fn launch(dir: &Path) -> Result<Self> {
-        let options = Options {
-            balancers: 0,
-            backends: 0,
-            dir: Some(dir.to_owned()),
-            ports: Ports::Free,
-            ..Options::default()
-        };
-        Ok(Self { cluster: Box::pin(Cluster::launch(options)).await? })
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let options = Options {
+                balancers: 0,
+                backends: 0,
+                // A directory keeps its ports, so each attempt has its own.
+                dir: Some(dir.join(attempt.to_string())),
+                ports: Ports::Free,
+                ..Options::default()
+            };
+            match Box::pin(Cluster::launch(options)).await {
+                Ok(cluster) => return Ok(Self { cluster }),
+                // Somebody else took a port between its choice and its use.
+                Err(Error::Died { .. }) if attempt < ATTEMPTS => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Ends them in order.

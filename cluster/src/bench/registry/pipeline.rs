@@ -34,15 +34,13 @@ struct Waiting {
 }
 
 impl Pipeline {
-    /// Opens a stream on each connection; none if the nodes do not serve it.
+    /// Opens a stream on each connection.
     pub async fn open(clients: &[RegistryClient<Channel>]) -> Result<Vec<Self>> {
         let mut pipelines = Vec::with_capacity(clients.len());
         for client in clients {
             let (requests, queue) = mpsc::channel(QUEUE);
-            let answers = match client.clone().pipeline(ReceiverStream::new(queue)).await {
-                Err(status) if status.code() == Code::Unimplemented => return Ok(Vec::new()),
-                answers => answers.context("the node does not open a pipeline")?.into_inner(),
-            };
+            let answers = client.clone().pipeline(ReceiverStream::new(queue)).await;
+            let answers = answers.context("the node does not open a pipeline")?.into_inner();
             let waiting = Arc::<Mutex<Waiting>>::default();
             tokio::spawn(deliver(answers, waiting.clone()));
             pipelines.push(Self { requests, waiting });

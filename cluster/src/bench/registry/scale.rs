@@ -27,8 +27,8 @@ const FEW: u64 = 1_000;
 const CALLERS: usize = 64;
 
 pub(super) fn estimate(run: &Run<'_>) -> Duration {
-    // Filling at 2 500/s, us and etcd, and once more for the ring.
-    Duration::from_secs(run.instances() * 3 / 2_500)
+    // Filling at 2 500/s: many, few, etcd, and once more for the ring.
+    Duration::from_secs(run.instances() * 4 / 2_500)
         + run.window().mul_f64(1.15) * run.rounds() * 4
         + Duration::from_secs(20)
 }
@@ -41,7 +41,10 @@ pub(super) async fn measure(run: &mut Run<'_>) -> Result<()> {
     fill(Unary::callers(&many.clients(run.connections()).await?, CALLERS), 0..run.instances()).await?;
     let rate = run.instances() as f64 / begun.elapsed().as_secs_f64();
     run.line(Line::info(NAME, format!("{} instances registered", run.instances()), vec![rate], "/s"));
-    fill(Unary::callers(&few.clients(run.connections()).await?, CALLERS), 0..FEW).await?;
+    // As many writes behind them, so that their rings and logs are as full.
+    for _ in 0..run.instances() / FEW {
+        fill(Unary::callers(&few.clients(run.connections()).await?, CALLERS), 0..FEW).await?;
+    }
     let etcds = match &etcd {
         Some(etcd) => etcd.clients(run.connections()).await?,
         None => Vec::new(),
