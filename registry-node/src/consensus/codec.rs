@@ -2,9 +2,14 @@
 //! openraft's types. openraft's own encodings are never used: they change between its versions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
+use bytes::Bytes;
 use openraft::{EntryPayload, vote::RaftLeaderId};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Visitor},
+};
 
 use super::types::{
     Address, Batch, Entry, LeaderId, LogId, Membership, Sealed, SnapshotMeta, StoredMembership, Vote,
@@ -62,8 +67,41 @@ struct SnapshotMetaV1 {
 enum PayloadV1 {
     Blank,
     /// Sealed proposals.
-    Batch(Vec<Vec<u8>>),
+    Batch(Vec<Blob>),
     Membership(MembershipV1),
+}
+
+/// Bytes, as a `Vec<u8>` lies on disk. serde takes that one byte at a time, on every node for every command.
+struct Blob(Bytes);
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Owned;
+
+        impl Visitor<'_> for Owned {
+            type Value = Blob;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(Bytes::copy_from_slice(bytes)))
+            }
+
+            fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(bytes.into()))
+            }
+        }
+
+        deserializer.deserialize_byte_buf(Owned)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,7 +135,7 @@ pub fn encode_entry(entry: &Entry) -> Vec<u8> {
     let payload = match &entry.payload {
         EntryPayload::Blank => PayloadV1::Blank,
         EntryPayload::Normal(batch) => {
-            PayloadV1::Batch(batch.0.iter().map(|sealed| sealed.bytes.to_vec()).collect())
+            PayloadV1::Batch(batch.0.iter().map(|sealed| Blob(sealed.bytes.clone())).collect())
         }
         EntryPayload::Membership(membership) => PayloadV1::Membership(membership.into()),
     };
@@ -109,8 +147,7 @@ pub fn decode_entry(bytes: &[u8]) -> Result<Entry, Error> {
     let payload = match entry.payload {
         PayloadV1::Blank => EntryPayload::Blank,
         PayloadV1::Batch(sealed) => {
-            let open =
-                |bytes: Vec<u8>| Ok(Sealed { proposal: decode_proposal(&bytes)?, bytes: bytes.into() });
+            let open = |Blob(bytes)| Ok(Sealed { proposal: decode_proposal(&bytes)?, bytes });
             let proposals: Result<Vec<_>, Error> = sealed.into_iter().map(open).collect();
             EntryPayload::Normal(Batch(proposals?.into()))
         }
