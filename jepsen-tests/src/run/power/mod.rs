@@ -6,6 +6,7 @@
 //! every acknowledged write at its revision, nothing that nobody asked for, and no older revision. The cluster lives on for the
 //! next cut. Before the first, every disk proves that a cut loses what was not synced.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use cluster::{Cluster, Options, Ports, ProcessSpec};
+use cluster::{Cluster, Kind, Options, Ports, ProcessSpec};
 use futures_util::future::{join_all, try_join_all};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -105,10 +106,11 @@ pub async fn run(settings: &Settings) -> anyhow::Result<Tally> {
         .with_context(|| format!("cannot create {}", settings.dir.display()))?;
     disk::sweep().context("cannot sweep what an earlier run left")?;
     let rigs = plan(settings.seed, settings.cycles, &settings.fs, settings.nodes);
+    let planned = specs_of(settings, &rigs)?;
     let beside = settings.fs.iter().map(async |fs| {
         let mut tally = Tally::default();
-        for rig in rigs.iter().filter(|rig| rig.fs == *fs) {
-            tally.add(Bench::run(settings, rig).await?);
+        for (rig, specs) in planned.iter().filter(|(rig, _)| rig.fs == *fs) {
+            tally.add(Bench::run(settings, rig, specs.clone()).await?);
         }
         anyhow::Ok(tally)
     });
@@ -126,6 +128,50 @@ pub async fn run(settings: &Settings) -> anyhow::Result<Tally> {
             Ok(Tally::default())
         }
         Err(error) => Err(error),
+    }
+}
+
+/// The processes of every rig. No two rigs have a port in common: one whose nodes are down must not lose theirs to
+/// another that starts meanwhile.
+fn specs_of<'a>(settings: &Settings, rigs: &'a [Rig]) -> anyhow::Result<Vec<(&'a Rig, Vec<ProcessSpec>)>> {
+    let mut taken = HashSet::new();
+    let mut planned = Vec::with_capacity(rigs.len());
+    for rig in rigs {
+        let options = options(rig, &dir_of(settings, rig));
+        let specs = loop {
+            let specs = Cluster::plan(&options, &dir_of(settings, rig).join(CLUSTER))?;
+            let urls: Vec<String> = specs.iter().flat_map(urls_of).collect();
+            if urls.iter().all(|url| !taken.contains(url)) {
+                taken.extend(urls);
+                break specs;
+            }
+        };
+        planned.push((rig, specs));
+    }
+    Ok(planned)
+}
+
+fn urls_of(spec: &ProcessSpec) -> Vec<String> {
+    match &spec.kind {
+        Kind::Node { rest, grpc, peer, .. } => vec![rest.clone(), grpc.clone(), peer.clone()],
+        _ => Vec::new(),
+    }
+}
+
+fn dir_of(settings: &Settings, rig: &Rig) -> PathBuf {
+    settings.dir.join(format!("rig-{}-{}-{}", rig.number, rig.fs, rig.nodes))
+}
+
+fn options(rig: &Rig, dir: &Path) -> Options {
+    Options {
+        nodes: rig.nodes,
+        balancers: 0,
+        backends: 0,
+        dir: Some(dir.join(CLUSTER)),
+        ports: Ports::Free,
+        node_args: NODE_ARGS.map(str::to_owned).to_vec(),
+        ready_within: READY_WITHIN,
+        ..Options::default()
     }
 }
 
@@ -148,10 +194,10 @@ struct Book {
 }
 
 impl<'a> Bench<'a> {
-    async fn run(settings: &Settings, rig: &'a Rig) -> anyhow::Result<Tally> {
-        let dir = settings.dir.join(format!("rig-{}-{}-{}", rig.number, rig.fs, rig.nodes));
+    async fn run(settings: &Settings, rig: &'a Rig, specs: Vec<ProcessSpec>) -> anyhow::Result<Tally> {
+        let dir = dir_of(settings, rig);
         let place = || format!("rig {} ({} nodes on {})", rig.number, rig.nodes, rig.fs);
-        let bench = Bench::start(settings, rig, &dir).await.with_context(place)?;
+        let bench = Bench::start(settings, rig, specs, &dir).await.with_context(place)?;
         let mut survived = Ok(());
         for (number, cut) in rig.cuts.iter().enumerate() {
             survived = bench.cycle(number, cut).await;
@@ -171,20 +217,13 @@ impl<'a> Bench<'a> {
         Ok(tally)
     }
 
-    async fn start(settings: &Settings, rig: &'a Rig, dir: &Path) -> anyhow::Result<Bench<'a>> {
-        let at = dir.join(CLUSTER);
-        std::fs::create_dir_all(&at)?;
-        let options = Options {
-            nodes: rig.nodes,
-            balancers: 0,
-            backends: 0,
-            dir: Some(at.clone()),
-            ports: Ports::Free,
-            node_args: NODE_ARGS.map(str::to_owned).to_vec(),
-            ready_within: READY_WITHIN,
-            ..Options::default()
-        };
-        let mut specs = Cluster::plan(&options, &at)?;
+    async fn start(
+        settings: &Settings,
+        rig: &'a Rig,
+        mut specs: Vec<ProcessSpec>,
+        dir: &Path,
+    ) -> anyhow::Result<Bench<'a>> {
+        std::fs::create_dir_all(dir.join(CLUSTER))?;
         if settings.drop_syncs {
             specs.iter_mut().for_each(drop_syncs);
         }
@@ -192,7 +231,7 @@ impl<'a> Bench<'a> {
         let disks = try_join_all(made).await?;
         try_join_all(disks.iter().map(Disk::prove)).await?;
         let nodes = super::node_urls_of(&specs);
-        let cluster = Cluster::launch_specs(options, specs).await?;
+        let cluster = Cluster::launch_specs(options(rig, dir), specs).await?;
         cluster.wait_ready().await?;
         let tape = BufWriter::new(File::create(dir.join("ledger.jsonl"))?);
         let book = Book { ledger: Mutex::default(), tape: Mutex::new(tape), began: Instant::now() };
