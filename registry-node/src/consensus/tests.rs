@@ -25,6 +25,8 @@ use crate::{
     watch::Hub,
 };
 
+mod crash;
+
 struct OnSled;
 
 impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for OnSled {

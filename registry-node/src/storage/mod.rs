@@ -27,6 +27,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+#[cfg(test)]
+pub(crate) use self::tests::memory::Memory as MemoryMedium;
 use self::writer::Job;
 pub use self::{
     disk::{Directory, Disk, Medium, Sled, Tree},

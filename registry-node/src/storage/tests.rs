@@ -14,7 +14,7 @@ use super::{
 };
 
 mod crash;
-mod memory;
+pub(super) mod memory;
 
 /// Opens it and lets a thread work for it, as [`Store::open`] does.
 fn open_with(
