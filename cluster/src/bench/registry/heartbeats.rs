@@ -8,9 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use proto::registry::v1 as pb;
-use proto::registry::v1::{pipeline_request::Call, pipeline_response::Result as Answer};
+use proto::registry::v1::{
+    admin_client::AdminClient, pipeline_request::Call, pipeline_response::Result as Answer,
+};
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
@@ -24,6 +26,7 @@ use super::{
     pipeline::Pipeline,
 };
 use crate::bench::{
+    etcd::connect,
     load::{Door, closed_loop, explain},
     report::{Bound, Line, median, with_unit},
 };
@@ -202,12 +205,10 @@ async fn register_all(pipelines: &[Pipeline], population: &Arc<Population>) -> R
     Ok(())
 }
 
-/// Instances that the leader lists, by its own count.
+/// Instances that are registered, by the leader's count.
 async fn alive(nodes: &Nodes) -> Result<f64> {
-    let leader = nodes.leader().await?;
-    let expired = leader.metric("registry_expirations_total").await?;
-    ensure!(expired == 0.0 || expired.is_finite(), "the leader does not say how many leases ran out");
-    leader.metric("registry_instances").await
+    let mut leader = AdminClient::new(connect(&nodes.leader().await?.grpc).await?);
+    Ok(leader.status(pb::StatusRequest {}).await?.into_inner().instances as f64)
 }
 
 /// As many as go: callers that send the next message when the last is answered.

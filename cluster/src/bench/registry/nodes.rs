@@ -17,7 +17,6 @@ use crate::{
         load::{Door, explain},
         machine,
     },
-    http,
 };
 
 /// How large a record, or a value in etcd, is.
@@ -45,7 +44,6 @@ pub(super) struct Nodes {
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub name: String,
-    pub rest: String,
     pub grpc: String,
     pub pid: Pid,
 }
@@ -83,7 +81,7 @@ impl Nodes {
         let specs = self.cluster.specs()?;
         let pids = self.cluster.running()?;
         let nodes = specs.into_iter().zip(pids).filter_map(|(spec, (_, pid))| match spec.kind {
-            Kind::Node { rest, grpc, .. } => Some(Node { name: spec.name, rest, grpc, pid: pid? }),
+            Kind::Node { grpc, .. } => Some(Node { name: spec.name, grpc, pid: pid? }),
             _ => None,
         });
         Ok(nodes.collect())
@@ -138,17 +136,6 @@ impl Nodes {
     /// Resident memory of each node, in MiB.
     pub fn rss_mib(&self) -> Result<Vec<f64>> {
         Ok(self.running()?.iter().map(|node| machine::rss_mib(node.pid.pid)).collect())
-    }
-}
-
-impl Node {
-    /// A metric without labels.
-    pub async fn metric(&self, name: &str) -> Result<f64> {
-        let answer = http::get(&format!("{}/metrics", self.rest), Duration::from_secs(5)).await?;
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.trim().parse().ok())
-            .with_context(|| format!("{} has no {name}", self.name))
     }
 }
 
