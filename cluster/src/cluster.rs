@@ -158,6 +158,11 @@ impl Cluster {
 
     /// Starts `name`, which must not run. Returns at once; see [`Cluster::wait_ready_of`].
     pub async fn start(&self, name: &str) -> Result<(), Error> {
+        // One that was just killed may count as gone while its last threads still hold its ports.
+        let last = find(&mut self.state()?, name)?.run.filter(|pid| !pid.is_running());
+        if let Some(exit) = last.and_then(|pid| self.exit(pid)) {
+            exit.status_within(KILL_GRACE).await;
+        }
         self.spawn(name).map(drop)
     }
 

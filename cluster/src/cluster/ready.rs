@@ -77,7 +77,7 @@ impl Cluster {
         Error::Died { name: name.into(), how, log: self.logs(name), tail: tail(&self.logs(name)) }
     }
 
-    fn exit(&self, pid: Pid) -> Option<Exit> {
+    pub(super) fn exit(&self, pid: Pid) -> Option<Exit> {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned()
     }
 
