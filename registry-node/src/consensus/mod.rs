@@ -274,8 +274,7 @@ impl Consensus {
     pub async fn await_change(&self, deadline: Instant) {
         let mut lead = self.0.lead.clone();
         lead.mark_unchanged();
-        let until = deadline.min(Instant::now() + RETRY);
-        let _ = tokio::time::timeout_at(until, lead.changed()).await; // time, too, is a reason to look again
+        changed_or(deadline.min(Instant::now() + RETRY), &mut lead).await;
     }
 
     /// This node's term if it leads, has applied the first entry of its term, and has heard a quorum within the
@@ -588,6 +587,15 @@ impl Consensus {
                 return;
             }
         }
+    }
+}
+
+/// Returns when there is a new value, at the latest at `until`: time, too, is a reason to look again. Once
+/// consensus has ended nobody tells any more, and whoever asked again at once would spin.
+async fn changed_or<T>(until: Instant, value: &mut latest::Receiver<T>) {
+    let changed = tokio::time::timeout_at(until, value.changed()).await;
+    if let Ok(Err(latest::Closed)) = changed {
+        tokio::time::sleep_until(until).await;
     }
 }
 

@@ -155,3 +155,13 @@ fn entries_older_than_the_tail_are_read_from_disk() {
         );
     });
 }
+
+/// A node whose consensus has ended still answers; it must not spend its processor on asking itself why.
+#[tokio::test]
+async fn a_lead_that_nobody_follows_any_more_is_waited_for_all_the_same() {
+    let (sender, mut lead) = crate::latest::channel(super::Lead::Nowhere);
+    drop(sender);
+    let until = tokio::time::Instant::now() + std::time::Duration::from_millis(20);
+    super::changed_or(until, &mut lead).await;
+    assert!(tokio::time::Instant::now() >= until);
+}
