@@ -10,15 +10,22 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Catalog;
-use super::sessions::{Done, Session};
+use super::sessions::Done;
 use super::types::{
     Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec,
     Status,
 };
 use crate::envelope::{self, Kind};
 
-/// The version written, and the newest one read.
+/// The version written of proposals and outcomes, and the newest one read.
 const VERSION: u16 = 1;
+
+/// The same of a snapshot's chunks. Version 2 adds removed nodes, and its header's hash covers everything; in
+/// version 1 it covers revision and records.
+const CHUNK_VERSION: u16 = 2;
+
+/// Names the definition of [`Catalog::hash`]: hashes of another one cannot be compared.
+pub const HASH_VERSION: u32 = 2;
 
 /// A chunk of a snapshot is closed when it reaches this size, its envelope included, unless a single item is
 /// larger: it fits a frame of the store.
@@ -93,6 +100,30 @@ pub fn command_digest(command: &Command) -> u64 {
     fnv1a(&envelope::encode(&CommandV1::from(command)))
 }
 
+/// Of what became of a command.
+pub fn outcome_hash(outcome: &Outcome) -> u64 {
+    fnv1a(&envelope::encode(&OutcomeV1::from(outcome)))
+}
+
+/// Of a client's name.
+pub fn name_hash(name: &str) -> u64 {
+    fnv1a(name.as_bytes())
+}
+
+/// Tells the items of a sum apart by what they are.
+pub mod tag {
+    pub const FEATURE_LEVEL: u64 = 1;
+    pub const CLIENT: u64 = 2;
+    pub const OUTCOME: u64 = 3;
+    pub const RETIRED: u64 = 4;
+    pub const RETIRED_FLOOR: u64 = 5;
+}
+
+/// Of numbers in their order.
+pub fn chain(numbers: &[u64]) -> u64 {
+    numbers.iter().fold(0, |hash: u64, number| mix(hash.wrapping_add(mix(*number))))
+}
+
 fn fnv1a(bytes: &[u8]) -> u64 {
     let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv))
@@ -107,7 +138,8 @@ pub fn mix(value: u64) -> u64 {
 
 impl Catalog {
     /// The whole catalog as sealed chunks of at most 64 KiB each (a larger item stands alone): first the header,
-    /// then records by id, then what makes retries apply once. Equal catalogs give equal chunks.
+    /// then records by id, then what makes retries apply once, then removed nodes. Equal catalogs give equal
+    /// chunks.
     pub fn to_chunks(&self) -> Vec<Vec<u8>> {
         let mut chunks = Chunks::default();
         chunks.push(&ItemV1::Header(HeaderV1::of(self)));
@@ -122,15 +154,24 @@ impl Catalog {
                 chunks.push(&ItemV1::Outcome { client: client.clone(), seq: *seq, digest, outcome });
             }
         }
+        let (floor, nodes) = self.retired.parts();
+        if let Some((id, revision)) = floor {
+            chunks.push(&ItemV1::RetiredFloor { id, revision });
+        }
+        for (id, revision) in nodes {
+            chunks.push(&ItemV1::Retired { id, revision });
+        }
         chunks.finish()
     }
 
     /// Rebuilds the catalog from the chunks of [`Catalog::to_chunks`], in their order. Nothing is believed that
-    /// the header does not confirm: counts and hash.
+    /// the header does not confirm: counts and hash. Reads every version that was ever written.
     pub fn from_chunks<B: AsRef<[u8]>>(chunks: impl IntoIterator<Item = B>) -> Result<Catalog, RestoreError> {
         let mut restore = Restore::default();
         for (chunk, bytes) in chunks.into_iter().enumerate() {
-            let items = open_chunk(bytes.as_ref()).map_err(|source| RestoreError::Chunk { chunk, source })?;
+            let (version, items) =
+                open_chunk(bytes.as_ref()).map_err(|source| RestoreError::Chunk { chunk, source })?;
+            restore.version = version;
             for item in items {
                 restore.take(chunk, item)?;
             }
@@ -160,7 +201,7 @@ impl Chunks {
 
     fn close(&mut self) {
         let payload = std::mem::take(&mut self.open);
-        self.sealed.push(envelope::seal_bytes(Kind::RECORDS, VERSION, &payload));
+        self.sealed.push(envelope::seal_bytes(Kind::RECORDS, CHUNK_VERSION, &payload));
     }
 
     fn finish(mut self) -> Vec<Vec<u8>> {
@@ -172,9 +213,9 @@ impl Chunks {
 /// Each item of a chunk is preceded by its length.
 const LENGTH_BYTES: usize = 4;
 
-fn open_chunk(bytes: &[u8]) -> Result<Vec<ItemV1<'static>>, envelope::Error> {
+fn open_chunk(bytes: &[u8]) -> Result<(u16, Vec<ItemV1<'static>>), envelope::Error> {
     let (version, mut rest) = envelope::open(bytes, Kind::RECORDS)?;
-    envelope::require_version(Kind::RECORDS, version, VERSION)?;
+    envelope::require_version(Kind::RECORDS, version, CHUNK_VERSION)?;
     let cut = || envelope::Error::Payload("an item is cut off".to_owned());
     let mut items = Vec::new();
     while !rest.is_empty() {
@@ -183,12 +224,14 @@ fn open_chunk(bytes: &[u8]) -> Result<Vec<ItemV1<'static>>, envelope::Error> {
         items.push(envelope::decode(item)?);
         rest = after;
     }
-    Ok(items)
+    Ok((version, items))
 }
 
 /// A catalog under reconstruction.
 #[derive(Default)]
 struct Restore {
+    /// Of the chunk taken last; all are of one.
+    version: u16,
     header: Option<HeaderV1>,
     catalog: Catalog,
     records: u64,
@@ -206,12 +249,14 @@ impl Restore {
             (ItemV1::Record(record), true) => self.take_record((*record).try_into().map_err(broken)?),
             (ItemV1::Session { client, used, forgotten }, true) => {
                 self.sessions += 1;
-                self.catalog.sessions.insert(client, Session { used, forgotten, outcomes: BTreeMap::new() });
+                self.catalog.sessions.insert(client, used, forgotten);
             }
             (ItemV1::Outcome { client, seq, digest, outcome }, true) => {
-                let done = Done { digest, outcome: outcome.try_into().map_err(broken)? };
+                let done = Done::new(digest, outcome.try_into().map_err(broken)?);
                 self.outcomes += u64::from(self.catalog.sessions.insert_outcome(&client, seq, done));
             }
+            (ItemV1::RetiredFloor { id, revision }, true) => self.catalog.retired.set_floor((id, revision)),
+            (ItemV1::Retired { id, revision }, true) => self.catalog.retired.note(id, revision),
         }
         Ok(())
     }
@@ -231,7 +276,8 @@ impl Restore {
         check_count("outcomes", header.outcomes, self.outcomes)?;
         self.catalog.revision = header.revision;
         self.catalog.feature_level = header.feature_level;
-        match self.catalog.hash() {
+        let found = if self.version == 1 { self.catalog.hash_of_version_1() } else { self.catalog.hash() };
+        match found {
             found if found == header.hash => Ok(self.catalog),
             found => Err(RestoreError::Hash { said: header.hash, found }),
         }
@@ -255,15 +301,34 @@ fn invalid(error: Invalid) -> envelope::Error {
     envelope::Error::Payload(error.to_string())
 }
 
-// ---- frozen: version 1 ----
+// ---- frozen: version 1, but for what says otherwise ----
 // Encoding borrows: a command's digest and a record's hash are taken of every command on every node.
 
 #[derive(Serialize, Deserialize)]
 enum ItemV1<'a> {
     Header(HeaderV1),
     Record(Box<RecordV1<'a>>),
-    Session { client: String, used: u64, forgotten: u64 },
-    Outcome { client: String, seq: u64, digest: u64, outcome: OutcomeV1<'a> },
+    Session {
+        client: String,
+        used: u64,
+        forgotten: u64,
+    },
+    Outcome {
+        client: String,
+        seq: u64,
+        digest: u64,
+        outcome: OutcomeV1<'a>,
+    },
+    /// Since version 2: every node id up to this one is spent.
+    RetiredFloor {
+        id: u64,
+        revision: u64,
+    },
+    /// Since version 2.
+    Retired {
+        id: u64,
+        revision: u64,
+    },
 }
 
 #[derive(Serialize, Deserialize)]

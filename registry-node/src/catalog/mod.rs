@@ -4,9 +4,11 @@
 //! randomness, no I/O, no order of a hash map. Revisions are the catalog's own time: one per command that changed
 //! something, and each comes with at least one event, so watchers can tell that they miss none.
 //!
-//! `types` is the vocabulary, `sessions` makes retries apply once, `codec` is what leaves memory.
+//! `types` is the vocabulary, `sessions` makes retries apply once, `retired` keeps the ids of removed nodes from
+//! coming back, `codec` is what leaves memory.
 
 mod codec;
+mod retired;
 mod sessions;
 mod types;
 
@@ -16,9 +18,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use retired::Retired;
 use sessions::{Done, Sessions};
 
-pub use codec::{RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal};
+pub use codec::{
+    HASH_VERSION, RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal,
+};
 pub use types::{
     Applied, Command, Event, EventKind, InstanceId, Invalid, NAME_BYTES_MAX, Origin, Outcome, Proposal,
     Provenance, Record, Refusal, ServiceName, Spec, Status, WEIGHT_DEFAULT, WEIGHT_MAX,
@@ -33,6 +38,7 @@ pub struct Catalog {
     /// The ids of each service that has any; the same instances as in `records`.
     services: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     sessions: Sessions,
+    retired: Retired,
     /// Wrapping sum of [`codec::record_hash`] over `records`: order does not matter, removal subtracts.
     records_hash: u64,
 }
@@ -48,7 +54,7 @@ impl Catalog {
         }
         let (outcome, events) = self.execute(entry_term, &proposal.command, &proposal.cause);
         if let Some((origin, digest)) = ticket {
-            self.sessions.remember(origin, self.revision, Done { digest, outcome: outcome.clone() });
+            self.sessions.remember(origin, self.revision, Done::new(digest, outcome.clone()));
         }
         Applied { revision: self.revision, outcome, events }
     }
@@ -102,10 +108,35 @@ impl Catalog {
         self.records.is_empty()
     }
 
-    /// A hash of the revision and of every record, the same on every node that applied the same proposals:
-    /// `mix(mix(revision) + sum of mix(fnv1a(record)))`, wrapping, over each record's stored bytes in version 1.
-    /// `mix` is the finaliser of SplitMix64 (Steele, Lea, Flood 2014). It finds accidents, not attackers.
+    /// Notes that a node was removed from the cluster now: its id is never a member's again. Takes no revision.
+    pub fn retire_node(&mut self, id: u64) {
+        self.retired.note(id, self.revision);
+    }
+
+    /// The revision at which the node of this id was removed, if it was one. An id that is too old to be
+    /// remembered by itself counts as removed with the oldest that is.
+    pub fn retired_node(&self, id: u64) -> Option<u64> {
+        self.retired.revision_of(id)
+    }
+
+    /// A hash of everything: revision, feature level, records, what makes retries apply once, removed nodes. The
+    /// same on every node that applied the same entries, on every architecture; kept up with each change, so that
+    /// asking costs nothing. Each part is a wrapping sum over its items, whose order does not matter, of
+    /// `mix(fnv1a(..))` of their frozen bytes; `mix` is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+    /// It finds accidents, not attackers. [`HASH_VERSION`] names this definition.
     pub fn hash(&self) -> u64 {
+        let parts = [
+            codec::mix(self.revision),
+            codec::chain(&[codec::tag::FEATURE_LEVEL, self.feature_level.into()]),
+            self.records_hash,
+            self.sessions.hash(),
+            self.retired.hash(),
+        ];
+        codec::mix(parts.into_iter().fold(0, u64::wrapping_add))
+    }
+
+    /// What a snapshot of version 1 says: of revision and records alone.
+    fn hash_of_version_1(&self) -> u64 {
         codec::mix(codec::mix(self.revision).wrapping_add(self.records_hash))
     }
 

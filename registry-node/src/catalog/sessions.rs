@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::codec::{self, chain, tag};
 use super::types::{Origin, Outcome, Refusal};
 
 /// Clients remembered; the one that was idle longest goes first. A client that comes back after 1024 others
@@ -21,6 +22,8 @@ pub struct Sessions {
     /// (last use, client), one per client: the first is evicted first. Ties go by name, so that every node evicts
     /// the same.
     by_use: BTreeSet<(u64, String)>,
+    /// Wrapping sum over clients and outcomes, kept up with them.
+    hash: u64,
 }
 
 /// What is remembered of one client.
@@ -41,6 +44,16 @@ pub struct Done {
     pub digest: u64,
     /// What became of it.
     pub outcome: Outcome,
+    /// Of both.
+    hash: u64,
+}
+
+impl Done {
+    /// A command of this digest had this outcome.
+    pub fn new(digest: u64, outcome: Outcome) -> Done {
+        let hash = chain(&[digest, codec::outcome_hash(&outcome)]);
+        Done { digest, outcome, hash }
+    }
 }
 
 impl Sessions {
@@ -56,16 +69,27 @@ impl Sessions {
 
     /// Notes what became of a command that [`Sessions::recall`] did not know, at the catalog's `revision`.
     pub fn remember(&mut self, origin: &Origin, revision: u64, done: Done) {
-        let mut session = self.clients.remove(&origin.client).unwrap_or_default();
-        self.by_use.remove(&(session.used, origin.client.clone()));
+        let name = codec::name_hash(&origin.client);
+        let mut session = match self.clients.remove(&origin.client) {
+            Some(session) => {
+                self.by_use.remove(&(session.used, origin.client.clone()));
+                self.hash = self.hash.wrapping_sub(session.head_hash(name));
+                session
+            }
+            None => Session::default(),
+        };
         session.used = revision;
+        self.hash = self.hash.wrapping_add(outcome_hash(name, origin.seq, &done));
         session.outcomes.insert(origin.seq, done);
         if session.outcomes.len() > OUTCOMES_MAX
-            && let Some((seq, _)) = session.outcomes.pop_first()
+            && let Some((seq, done)) = session.outcomes.pop_first()
         {
+            self.hash = self.hash.wrapping_sub(outcome_hash(name, seq, &done));
             session.forgotten = seq;
         }
-        self.insert(origin.client.clone(), session);
+        self.hash = self.hash.wrapping_add(session.head_hash(name));
+        self.by_use.insert((revision, origin.client.clone()));
+        self.clients.insert(origin.client.clone(), session);
         if self.clients.len() > CLIENTS_MAX {
             self.evict();
         }
@@ -76,21 +100,49 @@ impl Sessions {
         self.clients.iter()
     }
 
-    /// Puts back what [`Sessions::iter`] gave.
-    pub fn insert(&mut self, client: String, session: Session) {
-        self.by_use.insert((session.used, client.clone()));
+    /// Puts back a client that is not there yet, without its outcomes.
+    pub fn insert(&mut self, client: String, used: u64, forgotten: u64) {
+        let session = Session { used, forgotten, outcomes: BTreeMap::new() };
+        self.hash = self.hash.wrapping_add(session.head_hash(codec::name_hash(&client)));
+        self.by_use.insert((used, client.clone()));
         self.clients.insert(client, session);
     }
 
-    /// One more outcome of a client put back before; false if there is no such client.
+    /// One more outcome of a client put back before; false if there is no such client, or it is there already.
     pub fn insert_outcome(&mut self, client: &str, seq: u64, done: Done) -> bool {
-        let session = self.clients.get_mut(client);
-        session.map(|session| session.outcomes.insert(seq, done)).is_some()
+        let Some(session) = self.clients.get_mut(client) else { return false };
+        if session.outcomes.contains_key(&seq) {
+            return false;
+        }
+        self.hash = self.hash.wrapping_add(outcome_hash(codec::name_hash(client), seq, &done));
+        session.outcomes.insert(seq, done);
+        true
+    }
+
+    /// Its part of the catalog's hash.
+    pub fn hash(&self) -> u64 {
+        self.hash
     }
 
     fn evict(&mut self) {
-        if let Some((_, client)) = self.by_use.pop_first() {
-            self.clients.remove(&client);
+        let Some((_, client)) = self.by_use.pop_first() else { return };
+        if let Some(session) = self.clients.remove(&client) {
+            let name = codec::name_hash(&client);
+            self.hash = self.hash.wrapping_sub(session.head_hash(name));
+            for (seq, done) in &session.outcomes {
+                self.hash = self.hash.wrapping_sub(outcome_hash(name, *seq, done));
+            }
         }
     }
+}
+
+impl Session {
+    /// Of what it is without its outcomes.
+    fn head_hash(&self, name: u64) -> u64 {
+        chain(&[tag::CLIENT, name, self.used, self.forgotten])
+    }
+}
+
+fn outcome_hash(name: u64, seq: u64, done: &Done) -> u64 {
+    chain(&[tag::OUTCOME, name, seq, done.hash])
 }
