@@ -10,11 +10,14 @@ use crate::calls::Calls;
 use crate::error::Code;
 use crate::leader_hint::Node;
 use crate::metrics::Metrics;
-use crate::transport::call;
+use crate::transport::call::{self, Call};
 use crate::{Error, Instance, Registration, Status, Transport, Watch};
 
 /// The longest a call takes unless the builder is told otherwise.
 const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// The least a change of members may take: the registry gives it 30 s, in which a node may need a snapshot.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The registry takes 256; a suffix of ours makes the name unique.
 const NAME_BYTES_MAX: usize = 200;
@@ -23,6 +26,8 @@ const NAME_BYTES_MAX: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Client {
     calls: Arc<Calls>,
+    /// Goes with every write that gives no reason of its own; empty for none.
+    why: Arc<str>,
 }
 
 /// Settings of a [`Client`].
@@ -57,7 +62,7 @@ pub struct WriteOptions {
     pub expected_revision: Option<u64>,
     /// Who asks, for people. Empty: the client's name.
     pub by: String,
-    /// Why, for people.
+    /// Why, for people. Empty: the client's reason, see [`Client::because`].
     pub why: String,
 }
 
@@ -110,6 +115,8 @@ pub enum Role {
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
+    /// As others are to know it, whether or not they do; none of a node that is older than this program.
+    pub node: Option<Member>,
     /// Of its program.
     pub version: String,
     /// What it is now.
@@ -158,11 +165,17 @@ impl Client {
         }
     }
 
+    /// The same client, whose writes give this reason, for people.
+    pub fn because(&self, why: impl Into<Arc<str>>) -> Client {
+        Client { calls: Arc::clone(&self.calls), why: why.into() }
+    }
+
     /// Registers and stays registered. Returns after the first acknowledgement; until then tries for ever,
     /// unless the registry says that the request can never succeed.
     pub async fn register(&self, instance: Instance) -> Result<Registration, Error> {
         instance.check()?;
-        Registration::begin(Arc::clone(&self.calls), instance).await
+        let why = if self.why.is_empty() { "started" } else { &self.why };
+        Registration::begin(Arc::clone(&self.calls), instance, why).await
     }
 
     /// All instances, or those of one service; linearizable.
@@ -195,7 +208,7 @@ impl Client {
             instance: Some(instance.into()),
             expected_revision: options.expected_revision,
             by: if options.by.is_empty() { self.calls.name.clone() } else { options.by },
-            why: options.why,
+            why: if options.why.is_empty() { self.why.to_string() } else { options.why },
             ..Default::default()
         };
         self.calls.call(request).await?.instance(|reply| reply.instance)
@@ -208,6 +221,7 @@ impl Client {
             id: id.to_owned(),
             reg_rev: reg_rev.unwrap_or(0),
             by: self.calls.name.clone(),
+            why: self.why.to_string(),
             ..Default::default()
         };
         Ok(self.calls.call(request).await?.map(|reply| reply.found))
@@ -231,6 +245,7 @@ impl Client {
             status: wire::instance::Status::from(status).into(),
             reg_rev: reg_rev.unwrap_or(0),
             by: self.calls.name.clone(),
+            why: self.why.to_string(),
             ..Default::default()
         };
         self.calls.call(request).await?.instance(|reply| reply.instance)
@@ -247,9 +262,50 @@ impl Client {
         Ok(self.calls.call(call::NodeStatus).await?.map(Into::into))
     }
 
+    /// Adds a node as a learner: it receives everything and has no vote. [`Code::Precondition`] if it cannot be
+    /// added as things are.
+    pub async fn add_learner(&self, member: &Member) -> Result<Answer<Vec<Member>>, Error> {
+        let Member { id, name, peer, grpc, rest, .. } = member.clone();
+        let member = wire::Member { id, name, peer, grpc, rest, ..Default::default() };
+        self.change_members(wire::AddLearnerRequest { member: Some(member) }).await
+    }
+
+    /// Gives a learner a vote. [`Code::Precondition`] while it is not caught up.
+    pub async fn promote(&self, id: u64) -> Result<Answer<Vec<Member>>, Error> {
+        self.change_members(wire::PromoteRequest { id }).await
+    }
+
+    /// Takes a node out of the cluster for good.
+    pub async fn remove_member(&self, id: u64) -> Result<Answer<Vec<Member>>, Error> {
+        self.change_members(wire::RemoveMemberRequest { id }).await
+    }
+
+    /// Hands leadership to a node, or to whichever is most up to date. The answer comes when the old leader has
+    /// stepped back; the new one may take a moment longer.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<Answer<()>, Error> {
+        let request = wire::TransferLeadershipRequest { to: to.unwrap_or(0) };
+        Ok(self.calls.call_within(request, self.calls.limit.max(MEMBERSHIP_TIMEOUT)).await?.map(|_| ()))
+    }
+
+    /// Has the first configured node that answers write a snapshot of its own and purge its log behind it; the
+    /// answer is the log index that it reaches.
+    pub async fn take_snapshot(&self) -> Result<Answer<u64>, Error> {
+        let limit = self.calls.limit.max(MEMBERSHIP_TIMEOUT);
+        let answer = self.calls.call_within(wire::SnapshotRequest {}, limit).await?;
+        Ok(answer.map(|reply| reply.snapshot_index))
+    }
+
     /// Follows one service, or all. Never fails; needs a tokio runtime, like everything that runs on its own.
     pub fn watch(&self, service: Option<&str>) -> Watch {
         Watch::begin(Arc::clone(&self.calls), service.unwrap_or(""))
+    }
+
+    async fn change_members<C>(&self, call: C) -> Result<Answer<Vec<Member>>, Error>
+    where
+        C: Call<Reply = wire::MembersResponse>,
+    {
+        let answer = self.calls.call_within(call, self.calls.limit.max(MEMBERSHIP_TIMEOUT)).await?;
+        Ok(answer.map(|reply| reply.members.into_iter().map(Into::into).collect()))
     }
 
     async fn list_by(
@@ -329,7 +385,7 @@ impl Builder {
             metrics.expose(registry)?;
         }
         let calls = Calls::new(nodes, self.transport, self.name, self.call_timeout, metrics);
-        Ok(Client { calls: Arc::new(calls) })
+        Ok(Client { calls: Arc::new(calls), why: "".into() })
     }
 }
 
@@ -393,6 +449,7 @@ impl From<wire::StatusResponse> for NodeStatus {
         let header = s.header.unwrap_or_default();
         NodeStatus {
             name: s.name,
+            node: s.node.map(Into::into),
             version: s.version,
             role,
             term: header.term,

@@ -88,7 +88,7 @@ impl Code {
         Some(match name {
             "INVALID_ARGUMENT" | "INVALID" => Code::InvalidArgument,
             "NOT_FOUND" => Code::NotFound,
-            "PRECONDITION" => Code::Precondition,
+            "REFUSED" | "PRECONDITION" => Code::Precondition,
             "SUPERSEDED" => Code::Superseded,
             "LEASE_LOST" => Code::LeaseLost,
             "RESOURCE_EXHAUSTED" | "OVERLOADED" | "DISK_FULL" => Code::ResourceExhausted,

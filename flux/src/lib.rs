@@ -26,6 +26,8 @@
 
 mod backoff;
 mod calls;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod client;
 mod env;
 mod error;

@@ -36,6 +36,8 @@ pub(crate) enum Operation {
     ListServices,
     Members,
     Status,
+    ChangeMembers,
+    Snapshot,
 }
 
 /// One attempt under way.
@@ -111,6 +113,8 @@ impl Operation {
             Operation::ListServices => "list_services",
             Operation::Members => "members",
             Operation::Status => "status",
+            Operation::ChangeMembers => "change_members",
+            Operation::Snapshot => "snapshot",
         }
     }
 }

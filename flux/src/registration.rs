@@ -129,12 +129,16 @@ impl Registration {
     pub fn abandon(self) {}
 
     /// Registers and begins to keep it so.
-    pub(crate) async fn begin(calls: Arc<Calls>, instance: Instance) -> Result<Registration, Error> {
+    pub(crate) async fn begin(
+        calls: Arc<Calls>,
+        instance: Instance,
+        why: &str,
+    ) -> Result<Registration, Error> {
         let mut rng = fastrand::Rng::new();
         let mut failures = 0;
         loop {
             let sent_at = Instant::now();
-            match register(&calls, &instance, "started").await {
+            match register(&calls, &instance, why).await {
                 Ok(record) => return Ok(Registration::keep(calls, record, sent_at, rng)),
                 Err(error) if error.is_retryable() => {
                     failures += 1;

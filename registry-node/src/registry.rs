@@ -129,6 +129,12 @@ pub enum Error {
         /// What and what would be right.
         why: String,
     },
+    /// It cannot be done as things are.
+    #[error("{why}")]
+    Refused {
+        /// What stands in the way.
+        why: String,
+    },
     /// A bound is reached.
     #[error("too many {what}")]
     Overloaded {
@@ -161,6 +167,7 @@ impl Error {
             Self::Superseded { .. } => "SUPERSEDED",
             Self::StaleSequence => "STALE_SEQUENCE",
             Self::Invalid { .. } => "INVALID",
+            Self::Refused { .. } => "REFUSED",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::DiskFull { .. } => "DISK_FULL",
             Self::Unsupported { .. } => "UNSUPPORTED",
@@ -193,7 +200,7 @@ impl From<consensus::Error> for Error {
             consensus::Error::Unknown { why } => Self::Unknown { why },
             consensus::Error::Overloaded { what } => Self::Overloaded { what },
             consensus::Error::DiskFull { why } => Self::DiskFull { why },
-            consensus::Error::Refused { why } => Self::Invalid { field: "request".into(), why },
+            consensus::Error::Refused { why } => Self::Refused { why },
         }
     }
 }

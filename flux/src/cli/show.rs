@@ -3,25 +3,25 @@
 
 use std::fmt::Write as _;
 
-use flux::{Answer, Error, Event, EventKind, Instance, Member, NodeStatus, ServiceSummary, Update};
+use crate::{Answer, Error, Event, EventKind, Instance, Member, NodeStatus, ServiceSummary, Update};
 use serde_json::{Value, json};
 
 #[cfg(test)]
 mod tests;
 
 /// The way of printing.
-pub(crate) struct Output {
-    pub(crate) json: bool,
+pub(super) struct Output {
+    pub(super) json: bool,
 }
 
 /// A member, and what it says of itself with its catalog's revision.
-pub(crate) struct MemberStatus {
-    pub(crate) member: Member,
-    pub(crate) status: Result<(NodeStatus, u64), Error>,
+pub(super) struct MemberStatus {
+    pub(super) member: Member,
+    pub(super) status: Result<(NodeStatus, u64), Error>,
 }
 
 impl Output {
-    pub(crate) fn services(&self, answer: &Answer<Vec<ServiceSummary>>) -> String {
+    pub(super) fn services(&self, answer: &Answer<Vec<ServiceSummary>>) -> String {
         if self.json {
             return line(&json!({"revision": answer.revision, "services": answer.value}));
         }
@@ -30,15 +30,52 @@ impl Output {
         table(&["SERVICE", "INSTANCES", "UP"], rows.collect())
     }
 
-    pub(crate) fn instances(&self, answer: &Answer<Vec<Instance>>) -> String {
+    pub(super) fn instances(&self, answer: &Answer<Vec<Instance>>) -> String {
         if self.json {
             return line(&json!({"revision": answer.revision, "instances": answer.value}));
         }
         table(&INSTANCE_HEADER, answer.value.iter().map(instance_row).collect())
     }
 
+    /// One record.
+    pub(super) fn instance(&self, answer: &Answer<Instance>) -> String {
+        if self.json {
+            return line(&json!({"revision": answer.revision, "instance": answer.value}));
+        }
+        table(&INSTANCE_HEADER, vec![instance_row(&answer.value)])
+    }
+
+    /// A record that is kept registered from now on.
+    pub(super) fn kept(&self, instance: &Instance) -> String {
+        if self.json {
+            return line(&json!({"revision": instance.mod_rev, "instance": instance}));
+        }
+        table(&INSTANCE_HEADER, vec![instance_row(instance)])
+    }
+
+    pub(super) fn deregistered(&self, id: &str, answer: &Answer<bool>) -> String {
+        if self.json {
+            return line(&json!({"revision": answer.revision, "id": id, "found": answer.value}));
+        }
+        table(
+            &["ID", "REVISION", "STATUS"],
+            vec![vec![id.to_owned(), answer.revision.to_string(), "gone".to_owned()]],
+        )
+    }
+
+    /// The members as the cluster knows them, without asking each.
+    pub(super) fn members(&self, answer: &Answer<Vec<Member>>) -> String {
+        if self.json {
+            return line(&json!({"cluster_id": answer.cluster_id, "members": answer.value}));
+        }
+        let row = |m: &Member| {
+            vec![m.name.clone(), m.id.to_string(), m.role.as_str().to_owned(), m.rest.clone(), m.peer.clone()]
+        };
+        table(&["NAME", "ID", "ROLE", "REST", "PEER"], answer.value.iter().map(row).collect())
+    }
+
     /// `first` prints the header above a table.
-    pub(crate) fn update(&self, update: &Update, first: bool) -> String {
+    pub(super) fn update(&self, update: &Update, first: bool) -> String {
         match update {
             Update::Progress { .. } => String::new(),
             Update::Reset { revision, instances } if self.json => {
@@ -56,7 +93,7 @@ impl Output {
         }
     }
 
-    pub(crate) fn cluster(&self, cluster_id: &str, members: &[MemberStatus]) -> String {
+    pub(super) fn cluster(&self, cluster_id: &str, members: &[MemberStatus]) -> String {
         if self.json {
             let members: Vec<Value> = members.iter().map(member_json).collect();
             return line(&json!({"cluster_id": cluster_id, "members": members}));

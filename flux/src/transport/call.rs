@@ -244,6 +244,112 @@ impl Call for NodeStatus {
     }
 }
 
+impl Call for wire::AddLearnerRequest {
+    type Reply = wire::MembersResponse;
+    const OPERATION: Operation = Operation::ChangeMembers;
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).add_learner(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::POST, &["members"]).json(&self.member)
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
+impl Call for wire::PromoteRequest {
+    type Reply = wire::MembersResponse;
+    const OPERATION: Operation = Operation::ChangeMembers;
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).promote(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::POST, &["members", &self.id.to_string(), "promote"])
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
+impl Call for wire::RemoveMemberRequest {
+    type Reply = wire::MembersResponse;
+    const OPERATION: Operation = Operation::ChangeMembers;
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).remove_member(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::DELETE, &["members", &self.id.to_string()])
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
+impl Call for wire::TransferLeadershipRequest {
+    type Reply = wire::TransferLeadershipResponse;
+    const OPERATION: Operation = Operation::ChangeMembers;
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).transfer_leadership(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::POST, &["leader", "transfer"]).query("to", positive(self.to))
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
+impl Call for wire::SnapshotRequest {
+    type Reply = wire::SnapshotResponse;
+    const OPERATION: Operation = Operation::Snapshot;
+    const CONFIGURED_ONLY: bool = true;
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).snapshot(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::POST, &["snapshot"])
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
 /// The stub of the registry's own calls.
 pub(super) fn registry(channel: Channel) -> RegistryClient<Channel> {
     RegistryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)

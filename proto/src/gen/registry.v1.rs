@@ -593,6 +593,9 @@ pub struct StatusResponse {
     /// Hash of the catalog at `header.revision`.
     #[prost(string, tag = "14")]
     pub catalog_hash: ::prost::alloc::string::String,
+    /// This node as others are to know it: what AddLearner wants to be told of a node that joins.
+    #[prost(message, optional, tag = "15")]
+    pub node: ::core::option::Option<Member>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MembersRequest {}

@@ -4825,6 +4825,9 @@ impl serde::Serialize for StatusResponse {
         if !self.catalog_hash.is_empty() {
             len += 1;
         }
+        if self.node.is_some() {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("registry.v1.StatusResponse", len)?;
         if let Some(v) = self.header.as_ref() {
             struct_ser.serialize_field("header", v)?;
@@ -4884,6 +4887,9 @@ impl serde::Serialize for StatusResponse {
         if !self.catalog_hash.is_empty() {
             struct_ser.serialize_field("catalogHash", &self.catalog_hash)?;
         }
+        if let Some(v) = self.node.as_ref() {
+            struct_ser.serialize_field("node", v)?;
+        }
         struct_ser.end()
     }
 }
@@ -4915,6 +4921,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
             "notReadyReason",
             "catalog_hash",
             "catalogHash",
+            "node",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -4933,6 +4940,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
             Ready,
             NotReadyReason,
             CatalogHash,
+            Node,
             __SkipField__,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
@@ -4969,6 +4977,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                             "ready" => Ok(GeneratedField::Ready),
                             "notReadyReason" | "not_ready_reason" => Ok(GeneratedField::NotReadyReason),
                             "catalogHash" | "catalog_hash" => Ok(GeneratedField::CatalogHash),
+                            "node" => Ok(GeneratedField::Node),
                             _ => Ok(GeneratedField::__SkipField__),
                         }
                     }
@@ -5002,6 +5011,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                 let mut ready__ = None;
                 let mut not_ready_reason__ = None;
                 let mut catalog_hash__ = None;
+                let mut node__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Header => {
@@ -5102,6 +5112,12 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                             }
                             catalog_hash__ = Some(map_.next_value()?);
                         }
+                        GeneratedField::Node => {
+                            if node__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("node"));
+                            }
+                            node__ = map_.next_value()?;
+                        }
                         GeneratedField::__SkipField__ => {
                             let _ = map_.next_value::<serde::de::IgnoredAny>()?;
                         }
@@ -5122,6 +5138,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                     ready: ready__.unwrap_or_default(),
                     not_ready_reason: not_ready_reason__.unwrap_or_default(),
                     catalog_hash: catalog_hash__.unwrap_or_default(),
+                    node: node__,
                 })
             }
         }

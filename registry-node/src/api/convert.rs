@@ -46,6 +46,7 @@ pub fn wire(error: &Error) -> Wire {
         Error::Precondition { .. } => (Code::Aborted, StatusCode::PRECONDITION_FAILED, "precondition failed"),
         Error::Superseded { .. } => (Code::FailedPrecondition, StatusCode::CONFLICT, "superseded"),
         Error::StaleSequence => (Code::FailedPrecondition, StatusCode::CONFLICT, "stale sequence number"),
+        Error::Refused { .. } => (Code::FailedPrecondition, StatusCode::CONFLICT, "refused as things are"),
         Error::Invalid { .. } => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "invalid request"),
         Error::Overloaded { .. } => (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "overloaded"),
         Error::DiskFull { .. } => (Code::ResourceExhausted, StatusCode::INSUFFICIENT_STORAGE, "disk full"),
@@ -282,7 +283,8 @@ pub fn beat_results(renewed: Vec<bool>) -> Vec<i32> {
 pub fn node_status(head: &Header, status: NodeStatus) -> pb::StatusResponse {
     pb::StatusResponse {
         header: Some(header(head)),
-        name: status.name,
+        name: status.node.name.clone(),
+        node: Some(member(&status.node)),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         role: role(status.role).into(),
         applied_index: status.applied_index,

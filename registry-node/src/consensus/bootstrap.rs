@@ -52,7 +52,7 @@ pub enum Error {
     #[error(
         "{dir} is empty, but node {peer} says that cluster {cluster} is running: node {id} has lost its memory and must not \
          vote again under its id. Replace it by a node with a new id: start `registry-node --id NEW --dir DIR --join {join}`, \
-         then, once it has joined, `curl -X POST {rest}/v1/members/NEW/promote` and `curl -X DELETE {rest}/v1/members/{id}`", dir = .dir.display()
+         then `registryctl --endpoints {rest} cluster replace {id} REST_URL_OF_NEW`", dir = .dir.display()
     )]
     Wiped {
         /// The directory.
@@ -150,10 +150,11 @@ async fn join(config: &Config, peer: &str, server: &PeerServer, dial: &Dial) -> 
         });
     }
     server.adopt(Identity { cluster_id: answer.cluster_id.clone(), node_id: config.id }).await?;
-    let (Config { id, name, .. }, at) = (config, &config.advertise);
+    let (Config { id, .. }, at) = (config, &config.advertise);
     info!(
-        "joined cluster {}; tell its leader: curl -X POST {}/v1/members -d '{{\"id\":{id},\"name\":\"{name}\",\"peer\":\"{}\",\"grpc\":\"{}\",\"rest\":\"{}\"}}'",
-        answer.cluster_id, answer.rest, at.peer, at.grpc, at.rest
+        "joined cluster {}; tell it: registryctl --endpoints {} cluster join {} (then `cluster promote {id}`), or \
+         `cluster replace OLD {}`",
+        answer.cluster_id, answer.rest, at.rest, at.rest
     );
     Ok(Place { cluster_id: answer.cluster_id.into(), found_with: None })
 }

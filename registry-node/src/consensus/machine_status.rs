@@ -65,8 +65,8 @@ pub struct Header {
 /// What a node knows of itself.
 #[derive(Debug, Clone)]
 pub struct NodeStatus {
-    /// Its name.
-    pub name: String,
+    /// Its own addresses, whether or not the cluster knows them yet.
+    pub node: Member,
     /// Its part.
     pub role: Role,
     /// Its term.
@@ -114,7 +114,7 @@ impl Consensus {
             _ => None,
         };
         NodeStatus {
-            name: self.0.name.clone(),
+            node: Member::new(self.0.id, self.0.own.clone(), role(metrics.state)),
             role: role(metrics.state),
             term: metrics.current_term,
             applied_index: metrics.last_applied.map_or(0, |id| id.index),

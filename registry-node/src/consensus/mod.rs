@@ -146,7 +146,8 @@ pub struct Consensus(Arc<Inner>);
 struct Inner {
     raft: Raft<Types, Machine>,
     id: u64,
-    name: String,
+    /// How this node wants to be reached.
+    own: Address,
     cluster_id: Arc<str>,
     timers: Timers,
     space: Space,
@@ -230,7 +231,12 @@ impl Consensus {
             forwarder: Forwarder::start(peers.clone(), following.clone(), tracker),
             raft,
             id: config.id,
-            name: config.name.clone(),
+            own: Address {
+                name: config.name.clone(),
+                peer: config.advertise.peer.clone(),
+                grpc: config.advertise.grpc.clone(),
+                rest: config.advertise.rest.clone(),
+            },
             cluster_id: place.cluster_id,
             timers: config.timers,
             space,

@@ -10,4 +10,5 @@ mod node;
 mod offline;
 mod original;
 mod pipeline;
+mod registryctl;
 mod wire;

@@ -30,7 +30,7 @@ async fn a_node_joins_is_promoted_is_wiped_and_must_not_come_back() {
 
     let early = call("POST", &format!("{base}/4/promote"), "").await;
     assert!(
-        early.status == 400 && early.json()["detail"].to_string().contains("no member"),
+        early.status == 409 && early.json()["detail"].to_string().contains("no member"),
         "{}",
         early.json()
     );
@@ -53,7 +53,7 @@ async fn a_node_joins_is_promoted_is_wiped_and_must_not_come_back() {
         if promoted.status == 200 {
             break;
         }
-        assert!(promoted.status == 400 && Instant::now() < deadline, "{}", promoted.json());
+        assert!(promoted.status == 409 && Instant::now() < deadline, "{}", promoted.json());
         sleep(Duration::from_millis(20)).await;
     }
     let known = call("GET", &format!("{}/v1/instances/a", cluster.nodes[fourth].rest), "").await;

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::{Role, Status};
 use expect_test::expect;
-use flux::{Role, Status};
 
 use super::*;
 
@@ -89,6 +89,7 @@ fn a_cluster_shows_who_is_down() {
     };
     let status = NodeStatus {
         name: "node-1".into(),
+        node: None,
         version: "0.1.0".into(),
         role: Role::Leader,
         term: 3,
@@ -104,7 +105,7 @@ fn a_cluster_shows_who_is_down() {
         not_ready_reason: String::new(),
         catalog_hash: "00ff".into(),
     };
-    let refused = flux::Client::connect(["nonsense:x"]).expect_err("not an endpoint");
+    let refused = crate::Client::connect(["nonsense:x"]).expect_err("not an endpoint");
     let members = [
         MemberStatus { member: member(1, Role::Leader), status: Ok((status, 7)) },
         MemberStatus { member: member(2, Role::Follower), status: Err(refused) },
@@ -116,6 +117,6 @@ fn a_cluster_shows_who_is_down() {
     "#]]
     .assert_eq(&TABLE.cluster("c1", &members));
     expect![[r#"
-        {"cluster_id":"c1","members":[{"grpc":"http://127.0.0.1:9191","id":1,"name":"node-1","peer":"http://127.0.0.1:7191","rest":"http://127.0.0.1:8181","revision":7,"role":"leader","status":{"applied_index":120,"catalog_hash":"00ff","committed_index":120,"instances":2,"last_log_index":121,"leader_id":1,"name":"node-1","not_ready_reason":"","purged_index":0,"ready":true,"role":"leader","snapshot_index":0,"term":3,"version":"0.1.0","watchers":1}},{"error":"\"nonsense:x\" is not an endpoint: the port is not one","grpc":"http://127.0.0.1:9291","id":2,"name":"node-2","peer":"http://127.0.0.1:7291","rest":"http://127.0.0.1:8281","role":"down"}]}
+        {"cluster_id":"c1","members":[{"grpc":"http://127.0.0.1:9191","id":1,"name":"node-1","peer":"http://127.0.0.1:7191","rest":"http://127.0.0.1:8181","revision":7,"role":"leader","status":{"applied_index":120,"catalog_hash":"00ff","committed_index":120,"instances":2,"last_log_index":121,"leader_id":1,"name":"node-1","node":null,"not_ready_reason":"","purged_index":0,"ready":true,"role":"leader","snapshot_index":0,"term":3,"version":"0.1.0","watchers":1}},{"error":"\"nonsense:x\" is not an endpoint: the port is not one","grpc":"http://127.0.0.1:9291","id":2,"name":"node-2","peer":"http://127.0.0.1:7291","rest":"http://127.0.0.1:8281","role":"down"}]}
     "#]].assert_eq(&JSON.cluster("c1", &members));
 }
