@@ -16,7 +16,7 @@ use crate::error::Code;
 use crate::leader_hint::{Node, Nodes};
 use crate::metrics::Metrics;
 use crate::transport::call::Call;
-use crate::transport::{Failure, Transport, Wire};
+use crate::transport::{Failure, Pieces, Transport, Wire};
 use crate::{Answer, Error};
 
 /// How long one node may keep a call that another could answer, unless half of the call's limit is less. Three
@@ -113,6 +113,26 @@ impl Calls {
                 return Err(trail.give_up::<C>(limit));
             }
         }
+    }
+
+    /// The bytes of a backup, from the first node that begins to give them within the client's limit.
+    pub(crate) async fn backup(&self) -> Result<Pieces, Error> {
+        let order = self.nodes().order(Instant::now());
+        let mut trail = Trail::default();
+        for node in order {
+            let open = async {
+                let transport = self.way(&node).await?;
+                self.wire.backup(&node, transport).await
+            };
+            match tokio::time::timeout(self.limit, open).await {
+                Ok(Ok(pieces)) => return Ok(pieces),
+                Ok(Err(failure)) => trail.note(node, failure.error),
+                Err(_) => {
+                    trail.note(node, Error::new(Code::Timeout, format!("no answer in {:?}", self.limit)))
+                }
+            }
+        }
+        Err(trail.give_up::<wire::ListRequest>(self.limit))
     }
 
     /// Finds out how to reach `node`, and takes in what it says of the members.

@@ -1,17 +1,21 @@
 //! The entrance: a cheap handle that speaks to whichever node answers.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto::registry::v1 as wire;
 use serde::Serialize;
+use tokio_stream::StreamExt;
 
 use crate::calls::Calls;
 use crate::error::Code;
 use crate::leader_hint::Node;
 use crate::metrics::Metrics;
+use crate::transport::Pieces;
 use crate::transport::call::{self, Call};
-use crate::{Error, Instance, Registration, Status, Transport, Watch};
+use crate::{Error, EventKind, Instance, Registration, Status, Transport, Watch};
 
 /// The longest a call takes unless the builder is told otherwise.
 const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -75,6 +79,38 @@ pub struct ServiceSummary {
     pub instances: u32,
     /// Those that take requests.
     pub up: u32,
+}
+
+/// What a node remembers of one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// As it is registered now, if it is.
+    pub instance: Option<Instance>,
+    /// Its newest changes, oldest first.
+    pub changes: Vec<Change>,
+    /// Whether older ones are remembered and were left out.
+    pub more: bool,
+    /// Nothing is remembered up to and including this revision.
+    pub compact_revision: u64,
+}
+
+/// One change of one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The change's place in the order of all changes.
+    pub revision: u64,
+    /// What happened.
+    pub kind: EventKind,
+    /// For a put the record; for a removal the record as it was.
+    pub instance: Instance,
+    /// For a put the record before, if the id was registered.
+    pub previous: Option<Instance>,
+    /// Who did it.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// When, in Unix milliseconds by the clock of the node that took the request.
+    pub at_ms: u64,
 }
 
 /// A node of the registry.
@@ -188,6 +224,25 @@ impl Client {
         self.list_by(service, wire::Consistency::Stale).await
     }
 
+    /// All instances, or those of one service, as they were right after `revision`. [`Code::Compacted`] if the
+    /// answering node remembers no longer.
+    pub async fn list_at(
+        &self,
+        service: Option<&str>,
+        revision: u64,
+    ) -> Result<Answer<Vec<Instance>>, Error> {
+        let service = service.unwrap_or("").to_owned();
+        let request = wire::ListRequest { service, at_revision: revision, ..Default::default() };
+        let answer = self.calls.call(request).await?;
+        Ok(answer.map(|reply| reply.instances.into_iter().map(Into::into).collect()))
+    }
+
+    /// The newest changes of an instance that the answering node remembers, at most `limit` and 1000.
+    pub async fn history(&self, id: &str, limit: u32) -> Result<Answer<History>, Error> {
+        let request = wire::HistoryRequest { id: id.to_owned(), limit, ..Default::default() };
+        Ok(self.calls.call(request).await?.map(Into::into))
+    }
+
     /// One instance; linearizable. [`Code::NotFound`] if it is not registered.
     pub async fn get(&self, id: &str) -> Result<Answer<Instance>, Error> {
         let request = wire::GetRequest { id: id.to_owned(), ..Default::default() };
@@ -295,6 +350,22 @@ impl Client {
         Ok(answer.map(|reply| reply.snapshot_index))
     }
 
+    /// A backup of the whole catalog at one revision, linearizable, from whichever node begins to send it. What has
+    /// begun is not gone on with elsewhere.
+    pub async fn backup(&self) -> Result<Backup, Error> {
+        Ok(Backup { pieces: self.calls.backup().await?, limit: self.calls.limit })
+    }
+
+    /// Registers records of a backup as they were.
+    #[cfg(feature = "cli")]
+    pub(crate) async fn restore(
+        &self,
+        instances: Vec<wire::Instance>,
+        mode: wire::restore_request::Mode,
+    ) -> Result<Answer<wire::RestoreResponse>, Error> {
+        self.calls.call(wire::RestoreRequest { instances, mode: mode.into() }).await
+    }
+
     /// Follows one service, or all. Never fails; needs a tokio runtime, like everything that runs on its own.
     pub fn watch(&self, service: Option<&str>) -> Watch {
         Watch::begin(Arc::clone(&self.calls), service.unwrap_or(""))
@@ -316,7 +387,7 @@ impl Client {
         let request = wire::ListRequest {
             service: service.unwrap_or("").to_owned(),
             consistency: consistency.into(),
-            min_revision: 0,
+            ..Default::default()
         };
         let answer = self.calls.call(request).await?;
         Ok(answer.map(|reply| reply.instances.into_iter().map(Into::into).collect()))
@@ -422,6 +493,55 @@ impl From<wire::ServiceSummary> for ServiceSummary {
     fn from(s: wire::ServiceSummary) -> ServiceSummary {
         ServiceSummary { name: s.name, instances: s.instances, up: s.up }
     }
+}
+
+impl From<wire::HistoryResponse> for History {
+    fn from(h: wire::HistoryResponse) -> History {
+        History {
+            instance: h.instance.map(Into::into),
+            changes: h.changes.into_iter().filter_map(change).collect(),
+            more: h.more,
+            compact_revision: h.header.map_or(0, |header| header.compact_revision),
+        }
+    }
+}
+
+/// The bytes of a backup file, as a node sends them. Whole only if the file is: it ends with its own checksum.
+pub struct Backup {
+    pieces: Pieces,
+    /// The longest wait for one piece.
+    limit: Duration,
+}
+
+impl Backup {
+    /// The next bytes; none at the end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        match tokio::time::timeout(self.limit, self.pieces.next()).await {
+            Ok(piece) => piece,
+            Err(_) => Some(Err(Error::new(Code::Timeout, format!("nothing came in {:?}", self.limit)))),
+        }
+    }
+}
+
+impl fmt::Debug for Backup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backup").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+/// A change, unless it lacks what makes it one.
+fn change(change: wire::Change) -> Option<Change> {
+    let event = change.event?;
+    let cause = event.cause.clone().unwrap_or_default();
+    Some(Change {
+        revision: event.revision,
+        kind: event.kind().into(),
+        instance: event.instance?.into(),
+        previous: change.previous.map(Into::into),
+        by: cause.by,
+        why: cause.why,
+        at_ms: cause.at_ms,
+    })
 }
 
 impl From<wire::Member> for Member {

@@ -20,7 +20,7 @@ pub enum Code {
     InvalidArgument,
     /// The instance is not registered.
     NotFound,
-    /// `expected_revision` did not match.
+    /// `expected_revision` did not match, or the request cannot be carried out as things are.
     Precondition,
     /// Another incarnation holds the id: `reg_rev` did not match.
     Superseded,
@@ -29,6 +29,8 @@ pub enum Code {
     /// So many later writes of this client went before that the registry has forgotten whether this one took
     /// effect. The same write may be sent again as a new one.
     StaleSequence,
+    /// The revision asked for is no longer remembered; the message names the oldest that is.
+    Compacted,
     /// A limit of the registry is reached.
     ResourceExhausted,
     /// Nobody could take the request: no node reachable, no leader, or the node is not ready.
@@ -88,6 +90,7 @@ impl Code {
         Some(match name {
             "INVALID_ARGUMENT" | "INVALID" => Code::InvalidArgument,
             "NOT_FOUND" => Code::NotFound,
+            "COMPACTED" => Code::Compacted,
             "REFUSED" | "PRECONDITION" => Code::Precondition,
             "SUPERSEDED" => Code::Superseded,
             "LEASE_LOST" => Code::LeaseLost,
@@ -109,6 +112,7 @@ impl Code {
             | Code::Precondition
             | Code::Superseded
             | Code::LeaseLost
+            | Code::Compacted
             | Code::Unimplemented => (false, true),
             Code::ResourceExhausted | Code::Unavailable => (true, true),
             Code::StaleSequence => (false, false),
@@ -124,6 +128,7 @@ impl Code {
             Code::Precondition => "PRECONDITION",
             Code::Superseded => "SUPERSEDED",
             Code::LeaseLost => "LEASE_LOST",
+            Code::Compacted => "COMPACTED",
             Code::StaleSequence => "STALE_SEQUENCE",
             Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Unavailable => "UNAVAILABLE",

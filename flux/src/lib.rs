@@ -39,7 +39,9 @@ mod transport;
 mod view;
 mod watch;
 
-pub use client::{Answer, Builder, Client, Member, NodeStatus, Role, ServiceSummary, WriteOptions};
+pub use client::{
+    Answer, Backup, Builder, Change, Client, History, Member, NodeStatus, Role, ServiceSummary, WriteOptions,
+};
 pub use error::{Code, Error};
 pub use instance::{Instance, Status, TTL_DEFAULT, WEIGHT_DEFAULT};
 pub use registration::{DRAIN_MIN, Registration, RegistrationState, ShutdownOptions};

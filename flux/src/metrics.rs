@@ -37,6 +37,8 @@ pub(crate) enum Operation {
     Members,
     Status,
     ChangeMembers,
+    History,
+    Restore,
     Snapshot,
 }
 
@@ -114,6 +116,8 @@ impl Operation {
             Operation::Members => "members",
             Operation::Status => "status",
             Operation::ChangeMembers => "change_members",
+            Operation::History => "history",
+            Operation::Restore => "restore",
             Operation::Snapshot => "snapshot",
         }
     }

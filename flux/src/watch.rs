@@ -97,6 +97,17 @@ pub enum EventKind {
     Expire,
 }
 
+impl From<wire::event::Kind> for EventKind {
+    /// A kind that is newer than this program is a change of the record.
+    fn from(kind: wire::event::Kind) -> EventKind {
+        match kind {
+            wire::event::Kind::Delete => EventKind::Delete,
+            wire::event::Kind::Expire => EventKind::Expire,
+            wire::event::Kind::Put | wire::event::Kind::Unspecified => EventKind::Put,
+        }
+    }
+}
+
 /// How a watch is doing.
 #[derive(Clone, Debug)]
 pub struct WatchStatus {

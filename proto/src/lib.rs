@@ -2,6 +2,8 @@
 //! original. The `.proto` files under `proto/` are the source; `src/gen` is made from them and kept current by
 //! the test `generated_code_is_current` (run with `UPDATE=1` to rewrite it). No protoc, no build script.
 
+pub mod backup;
+
 /// The registry's own API, and its proto3 JSON.
 pub mod registry {
     /// Version 1.

@@ -10,11 +10,13 @@ mod pipeline;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::{
     catalog::{
-        Command, InstanceId, Invalid, Origin, Outcome, Proposal, Record, Refusal, ServiceName, Spec, Status,
+        Catalog, Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal,
+        ServiceName, Spec, Status,
     },
     config::Limits,
     consensus::{self, Consensus, Sealed},
@@ -25,7 +27,7 @@ use crate::{
 pub use self::pipeline::{Answered, Done, Pipeline};
 pub use crate::{
     consensus::{Header, Member, NodeStatus, Role},
-    watch::{Batch, Update},
+    watch::{Batch, Past, Update},
 };
 
 /// How long a watch waits for a revision that this node has not applied yet.
@@ -33,6 +35,10 @@ const WATCH_CATCH_UP: Duration = Duration::from_secs(2);
 
 /// Heartbeats of one call: a follower passes them on whole, and a late one delays only these.
 const BEATS_MAX: usize = 1_024;
+
+/// Records of one restore call, and how many of them are proposed at once: they share log entries.
+const RESTORE_MAX: usize = 1_024;
+const RESTORE_AT_ONCE: usize = 256;
 
 /// How long the readiness check may take to read; a node that needs longer is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,6 +63,35 @@ pub struct Caller {
     pub origin: Option<Origin>,
     /// Whether the caller would only repeat the request when it hears nothing: then we do, while time lasts.
     pub repeats: bool,
+}
+
+/// The catalog at one revision.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// All of it; writes go on beside.
+    pub catalog: Arc<Catalog>,
+    /// It holds what the log says up to here, at least.
+    pub index: u64,
+}
+
+/// What becomes of instances that are registered when others are restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestoreMode {
+    /// There must be none.
+    IntoEmpty,
+    /// They stay.
+    Keep,
+    /// They give way to those of the same id.
+    Replace,
+}
+
+/// What became of the records of one call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Restored {
+    /// Registered.
+    pub restored: u32,
+    /// Something was registered under their id, and stayed.
+    pub kept: u32,
 }
 
 /// How fresh a read must be.
@@ -129,6 +164,14 @@ pub enum Error {
         /// What and what would be right.
         why: String,
     },
+    /// The past asked for is forgotten.
+    #[error("revision {asked} is no longer remembered: {oldest} is the oldest that this node can show")]
+    Compacted {
+        /// The revision.
+        asked: u64,
+        /// The oldest that can be asked for.
+        oldest: u64,
+    },
     /// It cannot be done as things are.
     #[error("{why}")]
     Refused {
@@ -167,6 +210,7 @@ impl Error {
             Self::Superseded { .. } => "SUPERSEDED",
             Self::StaleSequence => "STALE_SEQUENCE",
             Self::Invalid { .. } => "INVALID",
+            Self::Compacted { .. } => "COMPACTED",
             Self::Refused { .. } => "REFUSED",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::DiskFull { .. } => "DISK_FULL",
@@ -298,6 +342,37 @@ impl Registry {
         Ok(self.read(|catalog| catalog.list(service.as_ref())))
     }
 
+    /// The instances of a service, or of all, as they were right after `revision`, in order of their ids.
+    pub async fn list_at(
+        &self,
+        service: Option<ServiceName>,
+        revision: u64,
+    ) -> Result<Answer<Vec<Arc<Record>>>, Error> {
+        self.fresh(Consistency::Linearizable, 0).await?;
+        let now = self.hub.revision();
+        if revision > now {
+            let why = format!("is {revision}: the catalog is at revision {now}");
+            return Err(Error::Invalid { field: "at_revision".into(), why });
+        }
+        match self.hub.at(service.as_ref(), revision) {
+            Ok(records) => Ok(self.answer_at(revision, records)),
+            Err(oldest) => Err(Error::Compacted { asked: revision, oldest }),
+        }
+    }
+
+    /// The newest changes of an instance that this node remembers, `limit` at most.
+    pub async fn history(
+        &self,
+        id: InstanceId,
+        limit: usize,
+        consistency: Consistency,
+        min_revision: u64,
+    ) -> Result<Answer<Past>, Error> {
+        self.fresh(consistency, min_revision).await?;
+        let past = self.hub.past(&id, limit);
+        Ok(self.answer_at(past.revision, past))
+    }
+
     /// One instance.
     pub async fn get(
         &self,
@@ -394,6 +469,63 @@ impl Registry {
         Ok(Answer { header: self.header(), value: () })
     }
 
+    /// The whole catalog now, as linearizable reads see it.
+    pub async fn backup(&self) -> Result<Answer<Backup>, Error> {
+        self.fresh(Consistency::Linearizable, 0).await?;
+        let index = self.consensus.status().applied_index;
+        let catalog = self.hub.catalog();
+        Ok(self.answer_at(catalog.revision(), Backup { catalog, index }))
+    }
+
+    /// Registers records as they were, with the provenance they had, many at once. An error says that nothing
+    /// happened only if nothing did; the same call can be repeated in the modes that allow for what is there.
+    pub async fn restore(
+        &self,
+        records: Vec<(Spec, Provenance)>,
+        mode: RestoreMode,
+    ) -> Result<Answer<Restored>, Error> {
+        if records.len() > RESTORE_MAX {
+            let why = format!(
+                "are {} in one call, at most {RESTORE_MAX} are taken: send several calls",
+                records.len()
+            );
+            return Err(Error::Invalid { field: "instances".into(), why });
+        }
+        for (spec, _) in &records {
+            spec.validate(&self.limits)?;
+        }
+        if mode == RestoreMode::IntoEmpty {
+            self.fresh(Consistency::Linearizable, 0).await?;
+            let there = self.hub.read(Catalog::len);
+            if there > 0 {
+                return Err(Error::Refused { why: format!("the cluster holds {there} instances") });
+            }
+        }
+        let expected = (mode != RestoreMode::Replace).then_some(0);
+        let deadline = Instant::now() + self.limits.call_timeout;
+        let register = async |(spec, cause)| {
+            let command = Command::Register { spec, expected };
+            self.consensus.propose(Sealed::new(Proposal { command, cause, origin: None }), deadline).await
+        };
+        let mut outcomes = stream::iter(records).map(register).buffer_unordered(RESTORE_AT_ONCE);
+        let (mut restored, mut failed) = (Restored::default(), None);
+        while let Some(outcome) = outcomes.next().await {
+            match outcome.map(|effect| effect.outcome) {
+                Ok(Outcome::Registered(_)) => restored.restored += 1,
+                Ok(_) => restored.kept += 1,
+                Err(error) => failed = Some(Error::from(error)),
+            }
+        }
+        match failed {
+            None => Ok(Answer { header: self.header(), value: restored }),
+            Some(error) if restored.restored == 0 => Err(error),
+            Some(error) => {
+                let why = format!("{} records were restored, others were not: {error}", restored.restored);
+                Err(Error::Unknown { why })
+            }
+        }
+    }
+
     /// Takes a snapshot now; the answer is the log index it holds.
     pub async fn snapshot(&self) -> Result<Answer<u64>, Error> {
         let index = self.consensus.snapshot().await?;
@@ -432,7 +564,7 @@ impl Registry {
         })
     }
 
-    fn read<T>(&self, query: impl FnOnce(&crate::catalog::Catalog) -> T) -> Answer<T> {
+    fn read<T>(&self, query: impl FnOnce(&Catalog) -> T) -> Answer<T> {
         let (revision, value) = self.hub.read(|catalog| (catalog.revision(), query(catalog)));
         self.answer_at(revision, value)
     }

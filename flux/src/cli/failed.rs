@@ -76,6 +76,10 @@ fn explain(code: Code, endpoints: &[String]) -> (u8, String) {
         Code::Precondition | Code::Superseded | Code::LeaseLost => {
             (6, "it was changed meanwhile: look again with `registryctl instances`".to_owned())
         }
+        Code::Compacted => {
+            (3, "the past is remembered in memory, a bounded ring of changes on each node: another node may reach \
+                 further back".to_owned())
+        }
         Code::Unimplemented => (1, "the registry is older than this program".to_owned()),
         Code::ResourceExhausted | Code::StaleSequence | Code::Internal => {
             (1, "the nodes' logs say more".to_owned())

@@ -1,7 +1,7 @@
 //! `registryctl`: what the registry knows and what an operator may change, for people and scripts. Data goes to
 //! stdout, messages to stderr.
 //!
-//! One file per kind of command: `read`, `write`, `cluster`. `show` says how answers look, `failed` how failures
+//! One file per kind of command: `read`, `write`, `cluster`, `snapshot`. `show` says how answers look, `failed` how failures
 //! do: what, why, what to try next, and the exit code.
 //!
 //! It is a function, so that programs and tests can run it against their own streams; `main` is its process.
@@ -10,6 +10,7 @@ mod cluster;
 mod failed;
 mod read;
 mod show;
+mod snapshot;
 mod write;
 
 use std::ffi::OsString;
@@ -65,6 +66,8 @@ enum Command {
         /// The service to follow.
         service: String,
     },
+    /// What became of an instance: who changed what, when and why, as far back as the answering node remembers.
+    History(read::History),
     /// Registers an instance: once, or with --keep until interrupted.
     #[command(after_help = write::REGISTER_HELP)]
     Register(Box<write::Register>),
@@ -81,6 +84,9 @@ enum Command {
     /// The registry's own nodes.
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Backups: of the whole catalog, into a file and back.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
 }
 
 const AFTER_HELP: &str = "Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable or timed out, 6 conflict or refused as \
@@ -156,6 +162,7 @@ async fn one(session: &mut Session<'_>, command: &Command) -> Result<(), Failed>
         Command::Services => read::services(session).await,
         Command::Instances(what) => read::instances(session, what).await,
         Command::Watch { service } => read::watch(session, service).await,
+        Command::History(what) => read::history(session, what).await,
         Command::Register(register) => write::register(session, register).await,
         Command::Deregister(what) => write::deregister(session, what).await,
         Command::Status(what) => write::set_status(session, &what.mark, what.status.into()).await,
@@ -163,6 +170,7 @@ async fn one(session: &mut Session<'_>, command: &Command) -> Result<(), Failed>
         Command::Maintenance(mark) => write::set_status(session, mark, Status::Maintenance).await,
         Command::Up(mark) => write::set_status(session, mark, Status::Up).await,
         Command::Cluster(command) => cluster::run(session, command).await,
+        Command::Snapshot(command) => snapshot::run(session, command).await,
     }
 }
 

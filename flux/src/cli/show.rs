@@ -1,9 +1,14 @@
 //! How answers look: aligned columns for people, JSON for programs. Pure: values in, text out. The JSON is API:
 //! it is described in the README, and only ever grows.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::{Answer, Error, Event, EventKind, Instance, Member, NodeStatus, ServiceSummary, Update};
+use crate::{
+    Answer, Change, Error, Event, EventKind, History, Instance, Member, NodeStatus, ServiceSummary, Status,
+    Update,
+};
+use proto::backup::Summary;
 use serde_json::{Value, json};
 
 #[cfg(test)]
@@ -61,6 +66,101 @@ impl Output {
             &["ID", "REVISION", "STATUS"],
             vec![vec![id.to_owned(), answer.revision.to_string(), "gone".to_owned()]],
         )
+    }
+
+    pub(super) fn history(&self, answer: &Answer<History>) -> String {
+        let history = &answer.value;
+        if self.json {
+            return line(&json!({
+                "revision": answer.revision, "compact_revision": history.compact_revision,
+                "more": history.more, "instance": history.instance,
+                "changes": history.changes.iter().map(change_json).collect::<Vec<_>>(),
+            }));
+        }
+        let row = |change: &Change| {
+            let what = match change.previous {
+                Some(_) => {
+                    differences(change).into_iter().map(|(_, said)| said).collect::<Vec<_>>().join(", ")
+                }
+                None => format!(
+                    "{} {} {}",
+                    change.instance.service,
+                    change.instance.status.as_str(),
+                    change.instance.url
+                ),
+            };
+            let revision = change.revision.to_string();
+            vec![
+                revision,
+                time(change.at_ms),
+                happened(change).to_owned(),
+                what,
+                change.by.clone(),
+                change.why.clone(),
+            ]
+        };
+        table(&["REVISION", "TIME", "CHANGE", "WHAT", "BY", "WHY"], history.changes.iter().map(row).collect())
+    }
+
+    /// A backup; with its records only where they are wanted.
+    pub(super) fn backup(&self, file: &str, summary: &Summary, records: Option<&[Instance]>) -> String {
+        let Summary { head, records: count, bytes } = summary;
+        if self.json {
+            let mut value = json!({
+                "file": file, "bytes": bytes, "cluster_id": head.cluster_id, "revision": head.revision,
+                "index": head.index, "term": head.term, "taken_at_ms": head.taken_at_ms, "node_id": head.node_id,
+                "version": head.version, "count": count,
+            });
+            if let Some(records) = records {
+                value["instances"] = json!(records);
+            }
+            return line(&value);
+        }
+        let row = vec![
+            file.to_owned(),
+            head.cluster_id.clone(),
+            head.revision.to_string(),
+            head.index.to_string(),
+            time(head.taken_at_ms),
+            count.to_string(),
+            bytes.to_string(),
+        ];
+        let whole =
+            table(&["FILE", "CLUSTER", "REVISION", "INDEX", "TAKEN", "INSTANCES", "BYTES"], vec![row]);
+        let mut services: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        for instance in records.unwrap_or_default() {
+            let (all, up) = services.entry(&instance.service).or_default();
+            *all += 1;
+            *up += u32::from(instance.status == Status::Up);
+        }
+        let rows = services
+            .iter()
+            .map(|(name, (all, up))| vec![(*name).to_owned(), all.to_string(), up.to_string()]);
+        match records {
+            Some(_) => format!("{whole}\n{}", table(&["SERVICE", "INSTANCES", "UP"], rows.collect())),
+            None => whole,
+        }
+    }
+
+    pub(super) fn restored(&self, revision: u64, restored: u32, kept: u32, removed: u32) -> String {
+        if self.json {
+            return line(
+                &json!({"revision": revision, "restored": restored, "kept": kept, "removed": removed}),
+            );
+        }
+        let row =
+            [revision, restored.into(), kept.into(), removed.into()].map(|number: u64| number.to_string());
+        table(&["REVISION", "RESTORED", "KEPT", "REMOVED"], vec![row.to_vec()])
+    }
+
+    /// A node's own snapshot.
+    pub(super) fn taken(&self, answer: &Answer<u64>) -> String {
+        if self.json {
+            return line(
+                &json!({"revision": answer.revision, "node_id": answer.node_id, "snapshot_index": answer.value}),
+            );
+        }
+        table(&["NODE", "SNAPSHOT INDEX"], vec![vec![answer.node_id.to_string(), answer.value.to_string()]])
     }
 
     /// The members as the cluster knows them, without asking each.
@@ -130,6 +230,55 @@ fn changes(rows: Vec<Vec<String>>, first: bool) -> String {
     const WIDTHS: [usize; 5] = [10, 7, 40, 12, 0];
     let header = ["REVISION", "CHANGE", "ID", "STATUS", "URL"].map(str::to_owned).to_vec();
     first.then_some(header).into_iter().chain(rows).map(|row| aligned(&row, &WIDTHS)).collect()
+}
+
+/// A change in a word.
+fn happened(change: &Change) -> &'static str {
+    match (change.kind, &change.previous) {
+        (EventKind::Put, None) => "registered",
+        (EventKind::Put, Some(_)) if change.instance.reg_rev == change.instance.mod_rev => "registered again",
+        (EventKind::Put, Some(_)) => "changed",
+        (EventKind::Delete, _) => "deregistered",
+        (EventKind::Expire, _) => "expired",
+    }
+}
+
+/// What differs from the record before: the names of the fields, and from what to what.
+fn differences(change: &Change) -> Vec<(String, String)> {
+    let fields = |instance: &Instance| match json!(instance) {
+        Value::Object(fields) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (before, now) = (change.previous.as_ref().map(fields).unwrap_or_default(), fields(&change.instance));
+    let text = |value: Option<&Value>| match value {
+        Some(Value::String(text)) if !text.is_empty() => text.clone(),
+        Some(Value::String(_)) | None => "-".to_owned(),
+        Some(value) => value.to_string(),
+    };
+    let own = |name: &str| name == "reg_rev" || name == "mod_rev";
+    let differs = now.iter().filter(|(name, value)| !own(name) && before.get(*name) != Some(value));
+    differs
+        .map(|(name, value)| {
+            (name.clone(), format!("{name} {} -> {}", text(before.get(name)), text(Some(value))))
+        })
+        .collect()
+}
+
+fn change_json(change: &Change) -> Value {
+    let changed = change.previous.iter().flat_map(|_| differences(change)).map(|(name, _)| name);
+    json!({
+        "revision": change.revision, "type": kind(change.kind).to_ascii_lowercase(), "at_ms": change.at_ms,
+        "by": change.by, "why": change.why, "instance": change.instance, "previous": change.previous,
+        "changed": changed.collect::<Vec<_>>(),
+    })
+}
+
+/// A time in UTC, to the second.
+fn time(at_ms: u64) -> String {
+    let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(at_ms));
+    // What RFC 3339 cannot say is no time at all.
+    let sayable = at.filter(|_| at_ms < 253_402_300_800_000);
+    sayable.map_or("-".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
 }
 
 fn kind(kind: EventKind) -> &'static str {

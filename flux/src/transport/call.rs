@@ -160,6 +160,7 @@ impl Call for wire::ListRequest {
         rest::Request::new(Method::GET, path)
             .query("consistency", stale(self.consistency()))
             .query("min_revision", positive(self.min_revision))
+            .query("at", positive(self.at_revision))
     }
 
     fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
@@ -178,6 +179,27 @@ impl Call for wire::GetRequest {
 
     fn rest(&self) -> rest::Request {
         rest::Request::new(Method::GET, &["instances", &self.id])
+            .query("consistency", stale(self.consistency()))
+            .query("min_revision", positive(self.min_revision))
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
+impl Call for wire::HistoryRequest {
+    type Reply = wire::HistoryResponse;
+    const OPERATION: Operation = Operation::History;
+    const READS: bool = true;
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        registry(channel).history(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::GET, &["instances", &self.id, "history"])
+            .query("limit", positive(self.limit.into()))
             .query("consistency", stale(self.consistency()))
             .query("min_revision", positive(self.min_revision))
     }
@@ -350,12 +372,34 @@ impl Call for wire::SnapshotRequest {
     }
 }
 
+impl Call for wire::RestoreRequest {
+    type Reply = wire::RestoreResponse;
+    const OPERATION: Operation = Operation::Restore;
+
+    /// A second attempt would find what the first one restored, and count it as what was there before.
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).restore(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::POST, &["snapshot", "restore"]).json(self)
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
 /// The stub of the registry's own calls.
 pub(super) fn registry(channel: Channel) -> RegistryClient<Channel> {
     RegistryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
-fn admin(channel: Channel) -> AdminClient<Channel> {
+pub(super) fn admin(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel)
 }
 

@@ -14,7 +14,7 @@ use tonic::{ConnectError, Status, Streaming, TimeoutExpired};
 use tonic_types::StatusExt;
 
 use super::call::{self, Call};
-use super::{CONNECT_TIMEOUT, Failure};
+use super::{CONNECT_TIMEOUT, Failure, Pieces};
 use crate::Error;
 use crate::error::Code;
 use crate::leader_hint::Node;
@@ -56,6 +56,17 @@ impl Grpc {
         let requests = tokio_stream::once(open).chain(tokio_stream::pending());
         match call::registry(self.channel(node)?).watch(requests).await {
             Ok(reply) => Ok(reply.into_inner()),
+            Err(status) => Err(failure(&status)),
+        }
+    }
+
+    /// Opens the stream of a backup file's bytes.
+    pub(crate) async fn backup(&self, node: &Node) -> Result<Pieces, Failure> {
+        match call::admin(self.channel(node)?).backup(wire::BackupRequest {}).await {
+            Ok(reply) => Ok(Box::pin(reply.into_inner().map(|piece| match piece {
+                Ok(piece) => Ok(piece.data.into()),
+                Err(status) => Err(failure(&status).error),
+            }))),
             Err(status) => Err(failure(&status)),
         }
     }

@@ -12,9 +12,12 @@ pub(crate) mod rest;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::Stream;
 use proto::registry::v1 as wire;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -51,6 +54,9 @@ const RETURN_EVERY: Duration = Duration::from_secs(2);
 
 /// Largest answer taken in: a whole catalog, and a guard against whatever else may answer.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The pieces of something long, as they come.
+pub(crate) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
 /// Why an attempt at one node failed.
 #[derive(Debug)]
@@ -154,6 +160,14 @@ impl Wire {
             self.doubt(node);
         }
         result
+    }
+
+    /// Opens the stream of a backup file's bytes at one node.
+    pub(crate) async fn backup(&self, node: &Node, transport: Transport) -> Result<Pieces, Failure> {
+        match transport {
+            Transport::Rest => self.rest.backup(node).await,
+            _ => self.grpc.backup(node).await,
+        }
     }
 
     /// Forgets what was known of the way to `node`: its connection is dropped, and the next call finds out anew.

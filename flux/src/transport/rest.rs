@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyDataStream, BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proto::registry::v1 as wire;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio_stream::StreamExt;
 
 use super::call::Call;
 use super::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Failure};
@@ -126,6 +128,23 @@ impl Rest {
         Ok(self.send::<Poll>(node, request).await?.updates)
     }
 
+    /// Opens the stream of a backup file's bytes.
+    pub(crate) async fn backup(&self, node: &Node) -> Result<super::Pieces, Failure> {
+        let request = Request::new(Method::GET, &["snapshot"]);
+        let response = self.open(node, request).await.map_err(Failure::unreached)?;
+        let status = response.status();
+        let broke_off = |error| Error::new(Code::Unavailable, format!("the answer broke off: {error}"));
+        if !status.is_success() {
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            return Err(body.map_or_else(
+                |error| Failure::unreached(broke_off(error.to_string())),
+                |body| refusal(status, &body.to_bytes()),
+            ));
+        }
+        let pieces = BodyDataStream::new(response.into_body());
+        Ok(Box::pin(pieces.map(move |piece| piece.map_err(|error| broke_off(error.to_string())))))
+    }
+
     async fn send<T: DeserializeOwned>(&self, node: &Node, request: Request) -> Result<T, Failure> {
         let (status, body) = self.exchange(node, request).await.map_err(Failure::unreached)?;
         if !status.is_success() {
@@ -140,6 +159,16 @@ impl Rest {
     }
 
     async fn exchange(&self, node: &Node, request: Request) -> Result<(StatusCode, Bytes), Error> {
+        let response = self.open(node, request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| {
+            Error::new(Code::Unavailable, format!("the answer broke off: {error}")).no_effect(Some(false))
+        })?;
+        Ok((status, body.to_bytes()))
+    }
+
+    /// Sends a request; its answer's body is still to come.
+    async fn open(&self, node: &Node, request: Request) -> Result<http::Response<Incoming>, Error> {
         let url = format!("{}{}", node.rest, request.path_and_query);
         let request = http::Request::builder()
             .method(request.method)
@@ -148,14 +177,10 @@ impl Rest {
             .header(header::ACCEPT, "application/json")
             .body(Full::new(request.body))
             .map_err(|error| Error::invalid(format!("{}: {error}", node.rest)))?;
-        let response = self.client.request(request).await.map_err(|error| {
-            Error::new(Code::Unavailable, cause(&error)).no_effect(Some(error.is_connect()))
-        })?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| {
-            Error::new(Code::Unavailable, format!("the answer broke off: {error}")).no_effect(Some(false))
-        })?;
-        Ok((status, body.to_bytes()))
+        self.client
+            .request(request)
+            .await
+            .map_err(|error| Error::new(Code::Unavailable, cause(&error)).no_effect(Some(error.is_connect())))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use proto::registry::v1 as wire;
 use wire::watch_response::Kind;
 
-use crate::{Event, EventKind, Instance, Update};
+use crate::{Event, Instance, Update};
 
 /// A position in the history of one cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,10 +111,6 @@ impl Cursor {
 
 /// An event of a kind that is newer than this program is a change of the record, which it carries.
 fn event(event: wire::Event) -> Event {
-    let kind = match event.kind() {
-        wire::event::Kind::Delete => EventKind::Delete,
-        wire::event::Kind::Expire => EventKind::Expire,
-        wire::event::Kind::Put | wire::event::Kind::Unspecified => EventKind::Put,
-    };
+    let kind = event.kind().into();
     Event { revision: event.revision, kind, instance: Arc::new(event.instance.unwrap_or_default().into()) }
 }

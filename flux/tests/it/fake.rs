@@ -358,6 +358,10 @@ impl Registry for Node {
         Ok(wire::GetResponse { header: self.header(), instance: Some(instance) }.into())
     }
 
+    async fn history(&self, _: Request<wire::HistoryRequest>) -> Answer<wire::HistoryResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn list_services(
         &self,
         _: Request<wire::ListServicesRequest>,
@@ -433,6 +437,16 @@ impl Admin for Node {
         &self,
         _: Request<wire::TransferLeadershipRequest>,
     ) -> Answer<wire::TransferLeadershipResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    type BackupStream = ReceiverStream<Result<wire::BackupResponse, Status>>;
+
+    async fn backup(&self, _: Request<wire::BackupRequest>) -> Answer<Self::BackupStream> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn restore(&self, _: Request<wire::RestoreRequest>) -> Answer<wire::RestoreResponse> {
         Err(Status::unimplemented("not here"))
     }
 

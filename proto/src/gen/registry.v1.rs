@@ -304,6 +304,10 @@ pub struct ListRequest {
     /// Waits until the node has applied this revision, or fails with UNAVAILABLE.
     #[prost(uint64, tag = "3")]
     pub min_revision: u64,
+    /// The instances as they were right after this revision; 0: as they are. OUT_OF_RANGE, reason COMPACTED, if the
+    /// answering node remembers no longer; the message names the oldest revision it does.
+    #[prost(uint64, tag = "4")]
+    pub at_revision: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListResponse {
@@ -327,6 +331,40 @@ pub struct GetResponse {
     pub header: ::core::option::Option<ResponseHeader>,
     #[prost(message, optional, tag = "2")]
     pub instance: ::core::option::Option<Instance>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// At most so many of the newest changes, up to 1000; 0: 100.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    #[prost(enumeration = "Consistency", tag = "3")]
+    pub consistency: i32,
+    #[prost(uint64, tag = "4")]
+    pub min_revision: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HistoryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<ResponseHeader>,
+    /// As it is registered now; absent if it is not.
+    #[prost(message, optional, tag = "2")]
+    pub instance: ::core::option::Option<Instance>,
+    /// Oldest first; all of them later than `header.compact_revision`.
+    #[prost(message, repeated, tag = "3")]
+    pub changes: ::prost::alloc::vec::Vec<Change>,
+    /// Whether older ones were left out for `limit`.
+    #[prost(bool, tag = "4")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Change {
+    #[prost(message, optional, tag = "1")]
+    pub event: ::core::option::Option<Event>,
+    /// The record before; absent if the id was not registered, and of a removal, whose event carries it.
+    #[prost(message, optional, tag = "2")]
+    pub previous: ::core::option::Option<Instance>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListServicesRequest {
@@ -640,6 +678,112 @@ pub struct SnapshotResponse {
     pub header: ::core::option::Option<ResponseHeader>,
     #[prost(uint64, tag = "2")]
     pub snapshot_index: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+/// The parts of a backup file; how they are framed: proto/src/backup.rs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupHead {
+    #[prost(string, tag = "1")]
+    pub cluster_id: ::prost::alloc::string::String,
+    /// The catalog is as it was right after this revision.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// It holds what the log says up to this index, at least.
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
+    /// Unix time in milliseconds, by the clock of the node that took it.
+    #[prost(uint64, tag = "5")]
+    pub taken_at_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub node_id: u64,
+    /// Of the node's program.
+    #[prost(string, tag = "7")]
+    pub version: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BackupRecords {
+    #[prost(message, repeated, tag = "1")]
+    pub instances: ::prost::alloc::vec::Vec<Instance>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupEnd {
+    #[prost(uint64, tag = "1")]
+    pub records: u64,
+    /// CRC-32C of all bytes before this frame.
+    #[prost(uint32, tag = "2")]
+    pub crc32c: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RestoreRequest {
+    /// At most 1024.
+    #[prost(message, repeated, tag = "1")]
+    pub instances: ::prost::alloc::vec::Vec<Instance>,
+    #[prost(enumeration = "restore_request::Mode", tag = "2")]
+    pub mode: i32,
+}
+/// Nested message and enum types in `RestoreRequest`.
+pub mod restore_request {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Mode {
+        /// Only into a cluster without instances.
+        Unspecified = 0,
+        /// What is registered stays as it is.
+        Keep = 1,
+        /// What is registered under an id of the request is replaced.
+        Replace = 2,
+    }
+    impl Mode {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "MODE_UNSPECIFIED",
+                Self::Keep => "KEEP",
+                Self::Replace => "REPLACE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "MODE_UNSPECIFIED" => Some(Self::Unspecified),
+                "KEEP" => Some(Self::Keep),
+                "REPLACE" => Some(Self::Replace),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreResponse {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<ResponseHeader>,
+    /// So many were registered.
+    #[prost(uint32, tag = "2")]
+    pub restored: u32,
+    /// So many ids were registered already and stayed as they were.
+    #[prost(uint32, tag = "3")]
+    pub kept: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -963,6 +1107,32 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("registry.v1.Registry", "ListServices"));
             self.inner.unary(req, path, codec).await
         }
+        /// What became of one instance, as far back as the answering node remembers; an empty answer of an id that is
+        /// not registered means that nothing is known of it since `header.compact_revision`.
+        pub async fn history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/registry.v1.Registry/History",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("registry.v1.Registry", "History"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Coalesces the writes and heartbeats of one client, many of them on their way at once. Each request has one
         /// result, which carries its `seq`; results come in any order, and calls in flight together may take effect in
         /// any order: wait for one where the next depends on it. A call that fails is answered with `error` and does
@@ -1084,6 +1254,12 @@ pub mod registry_server {
             tonic::Response<super::ListServicesResponse>,
             tonic::Status,
         >;
+        /// What became of one instance, as far back as the answering node remembers; an empty answer of an id that is
+        /// not registered means that nothing is known of it since `header.compact_revision`.
+        async fn history(
+            &self,
+            request: tonic::Request<super::HistoryRequest>,
+        ) -> std::result::Result<tonic::Response<super::HistoryResponse>, tonic::Status>;
         /// Server streaming response type for the Pipeline method.
         type PipelineStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::PipelineResponse, tonic::Status>,
@@ -1503,6 +1679,49 @@ pub mod registry_server {
                     };
                     Box::pin(fut)
                 }
+                "/registry.v1.Registry/History" => {
+                    #[allow(non_camel_case_types)]
+                    struct HistorySvc<T: Registry>(pub Arc<T>);
+                    impl<T: Registry> tonic::server::UnaryService<super::HistoryRequest>
+                    for HistorySvc<T> {
+                        type Response = super::HistoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/registry.v1.Registry/Pipeline" => {
                     #[allow(non_camel_case_types)]
                     struct PipelineSvc<T: Registry>(pub Arc<T>);
@@ -1898,6 +2117,54 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("registry.v1.Admin", "Snapshot"));
             self.inner.unary(req, path, codec).await
         }
+        /// The whole catalog at one revision, linearizable: the bytes of a backup file, in order. The stream is whole if the
+        /// file is: it ends with its own checksum.
+        pub async fn backup(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BackupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::BackupResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/registry.v1.Admin/Backup");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("registry.v1.Admin", "Backup"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Registers records of a backup, each with its own provenance, a new `reg_rev` and a whole lease. FAILED_PRECONDITION,
+        /// reason REFUSED, if instances are registered and `mode` does not say what becomes of them. May be repeated.
+        pub async fn restore(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/registry.v1.Admin/Restore",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("registry.v1.Admin", "Restore"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1954,6 +2221,24 @@ pub mod admin_server {
             tonic::Response<super::SnapshotResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Backup method.
+        type BackupStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::BackupResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The whole catalog at one revision, linearizable: the bytes of a backup file, in order. The stream is whole if the
+        /// file is: it ends with its own checksum.
+        async fn backup(
+            &self,
+            request: tonic::Request<super::BackupRequest>,
+        ) -> std::result::Result<tonic::Response<Self::BackupStream>, tonic::Status>;
+        /// Registers records of a backup, each with its own provenance, a new `reg_rev` and a whole lease. FAILED_PRECONDITION,
+        /// reason REFUSED, if instances are registered and `mode` does not say what becomes of them. May be repeated.
+        async fn restore(
+            &self,
+            request: tonic::Request<super::RestoreRequest>,
+        ) -> std::result::Result<tonic::Response<super::RestoreResponse>, tonic::Status>;
     }
     /// For operators.
     #[derive(Debug)]
@@ -2322,6 +2607,95 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SnapshotSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/registry.v1.Admin/Backup" => {
+                    #[allow(non_camel_case_types)]
+                    struct BackupSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::BackupRequest>
+                    for BackupSvc<T> {
+                        type Response = super::BackupResponse;
+                        type ResponseStream = T::BackupStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BackupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::backup(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BackupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/registry.v1.Admin/Restore" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestoreSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::RestoreRequest>
+                    for RestoreSvc<T> {
+                        type Response = super::RestoreResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestoreRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::restore(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestoreSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

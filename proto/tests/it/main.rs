@@ -1,5 +1,7 @@
 //! The committed types are what the `.proto` files say, and JSON is what the REST API promises.
 
+mod backup;
+
 use std::{fs, path::Path};
 
 use proto::registry::v1 as pb;

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::http::StatusCode;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, future, stream};
+use proto::backup::Encoder;
 use proto::registry::v1 as pb;
 use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt};
@@ -15,12 +18,19 @@ use crate::catalog::{
 };
 use crate::config::Limits;
 use crate::lease::Beat;
-use crate::registry::{Answer, Caller, Consistency, Error, Header, Member, NodeStatus, Role, ServiceSummary};
+use crate::registry::{
+    Answer, Backup, Caller, Consistency, Error, Header, Member, NodeStatus, Past, RestoreMode, Restored,
+    Role, ServiceSummary,
+};
 use crate::watch::{Batch, Update};
 
 /// Bytes of instances or events in one message of a stream. Well below the 4 MiB that gRPC clients take by
 /// default, and small enough not to block a connection's other streams for long.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// Changes of one history: a screen or two, and at most what stays below a message's limit as a rule.
+const HISTORY_DEFAULT: usize = 100;
+const HISTORY_MAX: usize = 1_000;
 
 /// How long a client had better wait before it repeats a call that could not be served: an election's length.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -46,6 +56,7 @@ pub fn wire(error: &Error) -> Wire {
         Error::Precondition { .. } => (Code::Aborted, StatusCode::PRECONDITION_FAILED, "precondition failed"),
         Error::Superseded { .. } => (Code::FailedPrecondition, StatusCode::CONFLICT, "superseded"),
         Error::StaleSequence => (Code::FailedPrecondition, StatusCode::CONFLICT, "stale sequence number"),
+        Error::Compacted { .. } => (Code::OutOfRange, StatusCode::GONE, "no longer remembered"),
         Error::Refused { .. } => (Code::FailedPrecondition, StatusCode::CONFLICT, "refused as things are"),
         Error::Invalid { .. } => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "invalid request"),
         Error::Overloaded { .. } => (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "overloaded"),
@@ -169,6 +180,69 @@ pub fn caller(
     Ok(Caller { by, why, repeats: origin.is_some(), origin })
 }
 
+/// Records of a backup, each with who made it; nobody says so of one that was written by hand.
+pub fn restored(instances: Vec<pb::Instance>, limits: &Limits) -> Result<Vec<(Spec, Provenance)>, Error> {
+    let record = |mut instance: pb::Instance| {
+        let pb::Provenance { by, why, at_ms } = instance.changed.take().unwrap_or_default();
+        for (field, text) in [("changed.by", &by), ("changed.why", &why)] {
+            if text.len() > NAME_BYTES_MAX {
+                let why = format!("has {} bytes; {NAME_BYTES_MAX} are allowed", text.len());
+                return Err(invalid(field, why));
+            }
+        }
+        let id = instance.id.clone();
+        let spec = spec(Some(instance), limits).map_err(|error| match error {
+            Error::Invalid { field, why } => invalid(&format!("{field} of {id:?}"), why),
+            other => other,
+        })?;
+        Ok((spec, Provenance { by, why, at_ms }))
+    };
+    instances.into_iter().map(record).collect()
+}
+
+/// What becomes of what is there; unsaid there must be nothing.
+pub fn restore_mode(mode: i32) -> Result<RestoreMode, Error> {
+    use pb::restore_request::Mode;
+    match Mode::try_from(mode) {
+        Ok(Mode::Unspecified) => Ok(RestoreMode::IntoEmpty),
+        Ok(Mode::Keep) => Ok(RestoreMode::Keep),
+        Ok(Mode::Replace) => Ok(RestoreMode::Replace),
+        Err(_) => Err(invalid("mode", "is neither KEEP nor REPLACE")),
+    }
+}
+
+/// What became of restored records.
+pub fn restore(answer: &Answer<Restored>) -> pb::RestoreResponse {
+    let Restored { restored, kept } = answer.value;
+    pb::RestoreResponse { header: Some(header(&answer.header)), restored, kept }
+}
+
+/// The bytes of a backup file, in pieces; work is done only as they are taken.
+pub fn backup(answer: Answer<Backup>) -> impl Stream<Item = Bytes> + Send + 'static {
+    let Answer { header, value: Backup { catalog, index } } = answer;
+    let head = pb::BackupHead {
+        cluster_id: header.cluster_id.to_string(),
+        revision: header.revision,
+        index,
+        term: header.term,
+        taken_at_ms: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64),
+        node_id: header.node_id,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let (encoder, first) = Encoder::begin(&head);
+    let records = catalog.list(None).into_iter();
+    let rest = stream::unfold(Some((encoder, records)), async |state| {
+        let (mut encoder, mut records) = state?;
+        for record in records.by_ref() {
+            if let Some(bytes) = encoder.record(instance(&record)) {
+                return Some((Bytes::from(bytes), Some((encoder, records))));
+            }
+        }
+        Some((Bytes::from(encoder.finish()), None))
+    });
+    stream::once(future::ready(Bytes::from(first))).chain(rest)
+}
+
 /// A member that is to join.
 pub fn new_member(member: Option<pb::Member>) -> Result<Member, Error> {
     let member = member.ok_or_else(|| invalid("member", "is missing"))?;
@@ -255,6 +329,30 @@ pub fn members(answer: Answer<Vec<Member>>) -> pb::MembersResponse {
 pub fn list(answer: Answer<Vec<Arc<Record>>>) -> pb::ListResponse {
     let instances = answer.value.iter().map(|record| instance(record)).collect();
     pb::ListResponse { header: Some(header(&answer.header)), instances }
+}
+
+/// What became of an instance.
+pub fn history(answer: Answer<Past>) -> pb::HistoryResponse {
+    let Past { record, events, more, .. } = &answer.value;
+    let change = |from: &Event| {
+        let previous = from.previous.as_ref().map(|record| instance(record));
+        pb::Change { event: Some(event(from)), previous }
+    };
+    pb::HistoryResponse {
+        header: Some(header(&answer.header)),
+        instance: record.as_ref().map(|record| instance(record)),
+        changes: events.iter().map(change).collect(),
+        more: *more,
+    }
+}
+
+/// How many changes of a history are answered; unsaid a hundred.
+pub fn history_limit(limit: u32) -> Result<usize, Error> {
+    match limit {
+        0 => Ok(HISTORY_DEFAULT),
+        limit if limit as usize <= HISTORY_MAX => Ok(limit as usize),
+        limit => Err(invalid("limit", format!("is {limit}; at most {HISTORY_MAX} are answered"))),
+    }
 }
 
 /// Services, counted.

@@ -77,10 +77,13 @@ impl Registry for Api {
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Reply<pb::ListResponse> {
-        let pb::ListRequest { service, consistency, min_revision } = request.into_inner();
+        let pb::ListRequest { service, consistency, min_revision, at_revision } = request.into_inner();
         let service = convert::service_filter(service).map_err(|error| self.status(error))?;
         let consistency = convert::consistency(consistency).map_err(|error| self.status(error))?;
-        let answer = self.registry.list(service, consistency, min_revision).await;
+        let answer = match at_revision {
+            0 => self.registry.list(service, consistency, min_revision).await,
+            revision => self.registry.list_at(service, revision).await,
+        };
         answer.map(|answer| Response::new(convert::list(answer))).map_err(|error| self.status(error))
     }
 
@@ -94,6 +97,15 @@ impl Registry for Api {
         let record = answer.value.ok_or_else(not_found)?;
         let instance = Some(convert::instance(&record));
         Ok(Response::new(pb::GetResponse { header: Some(convert::header(&answer.header)), instance }))
+    }
+
+    async fn history(&self, request: Request<pb::HistoryRequest>) -> Reply<pb::HistoryResponse> {
+        let pb::HistoryRequest { id, limit, consistency, min_revision } = request.into_inner();
+        let id = InstanceId::new(id).map_err(|invalid| self.status(invalid))?;
+        let limit = convert::history_limit(limit).map_err(|error| self.status(error))?;
+        let consistency = convert::consistency(consistency).map_err(|error| self.status(error))?;
+        let answer = self.registry.history(id, limit, consistency, min_revision).await;
+        answer.map(|answer| Response::new(convert::history(answer))).map_err(|error| self.status(error))
     }
 
     async fn list_services(
@@ -182,6 +194,27 @@ impl Admin for Api {
         let answer = answer.map_err(|error| Api::status(self, error))?;
         let header = Some(convert::header(&answer.header));
         Ok(Response::new(pb::TransferLeadershipResponse { header }))
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<pb::BackupResponse, Status>> + Send>>;
+
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Reply<Self::BackupStream> {
+        let stop = Connection::of(request.extensions()).map(|via| via.stop.clone()).unwrap_or_default();
+        let answer = self.registry.backup().await.map_err(|error| Api::status(self, error))?;
+        let data = rest::until_stopped(convert::backup(answer), stop).map(|piece| match piece {
+            Ok(data) => Ok(pb::BackupResponse { data: data.into() }),
+            Err(stopped) => Err(Status::unavailable(stopped.to_string())),
+        });
+        Ok(Response::new(Box::pin(data)))
+    }
+
+    async fn restore(&self, request: Request<pb::RestoreRequest>) -> Reply<pb::RestoreResponse> {
+        let pb::RestoreRequest { instances, mode } = request.into_inner();
+        let records = convert::restored(instances, &self.limits);
+        let records = records.map_err(|error| Api::status(self, error))?;
+        let mode = convert::restore_mode(mode).map_err(|error| Api::status(self, error))?;
+        let answer = self.registry.restore(records, mode).await.map_err(|error| Api::status(self, error))?;
+        Ok(Response::new(convert::restore(&answer)))
     }
 
     async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Reply<pb::SnapshotResponse> {

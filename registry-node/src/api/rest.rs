@@ -1,15 +1,17 @@
 //! The registry's own API as REST: the same messages as over gRPC, as proto3 JSON.
 
 use std::convert::Infallible;
+use std::io;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, future, stream};
 use proto::registry::v1 as pb;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
@@ -35,6 +37,7 @@ pub fn routes() -> Router<Api> {
         .route("/v1/instances", get(list_all))
         .route("/v1/instances/{id}", put(register).get(get_instance).delete(deregister))
         .route("/v1/instances/{id}/heartbeat", post(heartbeat))
+        .route("/v1/instances/{id}/history", get(history))
         .route("/v1/instances/{id}/status", put(set_status))
         .route("/v1/services", get(services))
         .route("/v1/services/{service}", get(list_service))
@@ -44,7 +47,8 @@ pub fn routes() -> Router<Api> {
         .route("/v1/members/{id}", delete(remove_member))
         .route("/v1/members/{id}/promote", post(promote))
         .route("/v1/leader/transfer", post(transfer))
-        .route("/v1/snapshot", post(snapshot))
+        .route("/v1/snapshot", get(backup).post(snapshot))
+        .route("/v1/snapshot/restore", post(restore))
 }
 
 // ---- writes ----
@@ -144,6 +148,11 @@ struct ReadQuery {
     consistency: Freshness,
     #[serde(default)]
     min_revision: u64,
+    /// Lists only: as it was right after this revision.
+    at: Option<u64>,
+    /// Histories only.
+    #[serde(default)]
+    limit: u32,
 }
 
 #[derive(Default, Deserialize)]
@@ -177,7 +186,10 @@ async fn list_service(
 
 async fn list(api: &Api, service: String, query: ReadQuery) -> Reply<pb::ListResponse> {
     let service = convert::service_filter(service).map_err(|error| api.problem(error))?;
-    let answer = api.registry.list(service, query.consistency.into(), query.min_revision).await;
+    let answer = match query.at {
+        None => api.registry.list(service, query.consistency.into(), query.min_revision).await,
+        Some(revision) => api.registry.list_at(service, revision).await,
+    };
     answer.map(|answer| Json(convert::list(answer))).map_err(|error| api.problem(error))
 }
 
@@ -194,6 +206,17 @@ async fn get_instance(
     };
     let header = Some(convert::header(&answer.header));
     Ok(Json(pb::GetResponse { header, instance: Some(convert::instance(&record)) }))
+}
+
+async fn history(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    Params(query): Params<ReadQuery>,
+) -> Reply<pb::HistoryResponse> {
+    let id = instance_id(&api, id)?;
+    let limit = convert::history_limit(query.limit).map_err(|error| api.problem(error))?;
+    let answer = api.registry.history(id, limit, query.consistency.into(), query.min_revision).await;
+    answer.map(|answer| Json(convert::history(answer))).map_err(|error| api.problem(error))
 }
 
 async fn services(
@@ -348,6 +371,44 @@ async fn snapshot(State(api): State<Api>) -> Reply<pb::SnapshotResponse> {
     let answer = api.registry.snapshot().await.map_err(|error| api.problem(error))?;
     let header = Some(convert::header(&answer.header));
     Ok(Json(pb::SnapshotResponse { header, snapshot_index: answer.value }))
+}
+
+/// The bytes of a backup file.
+async fn backup(State(api): State<Api>, via: Via) -> Result<Response, Problem> {
+    let answer = api.registry.backup().await.map_err(|error| api.problem(error))?;
+    let name = format!("attachment; filename=\"registry-{}.snapshot\"", answer.header.revision);
+    let body = Body::from_stream(until_stopped(convert::backup(answer), via.stop()));
+    let headers =
+        [(header::CONTENT_TYPE, "application/octet-stream".to_owned()), (header::CONTENT_DISPOSITION, name)];
+    Ok((headers, body).into_response())
+}
+
+/// The pieces of something long until this node stops, and then that it did.
+pub fn until_stopped<T: Send>(
+    pieces: impl Stream<Item = T> + Send,
+    stop: CancellationToken,
+) -> impl Stream<Item = io::Result<T>> + Send {
+    let stopped = stream::once(async move {
+        stop.cancelled_owned().await;
+        Err(io::Error::other("this node stops"))
+    });
+    let pieces = pieces.map(Ok).map(Some).chain(stream::once(future::ready(None)));
+    stream::select(stopped.map(Some), pieces).scan(false, |failed, piece| {
+        let piece = piece.filter(|_| !*failed);
+        *failed |= matches!(piece, Some(Err(_)));
+        future::ready(piece)
+    })
+}
+
+async fn restore(
+    State(api): State<Api>,
+    Message(request): Message<pb::RestoreRequest>,
+) -> Reply<pb::RestoreResponse> {
+    let records = convert::restored(request.instances, &api.limits);
+    let records = records.map_err(|error| api.problem(error))?;
+    let mode = convert::restore_mode(request.mode).map_err(|error| api.problem(error))?;
+    let answer = api.registry.restore(records, mode).await;
+    answer.map(|answer| Json(convert::restore(&answer))).map_err(|error| api.problem(error))
 }
 
 fn instance_id(api: &Api, id: String) -> Result<InstanceId, Problem> {

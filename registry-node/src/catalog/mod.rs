@@ -162,14 +162,14 @@ impl Catalog {
         }
         self.revision += 1;
         let mut events = Vec::with_capacity(1);
-        if let Some(previous) = previous.filter(|record| record.spec.service != spec.service) {
+        if let Some(moved) = previous.as_ref().filter(|record| record.spec.service != spec.service) {
             self.take(&spec.id);
-            events.push(self.event(EventKind::Delete, previous, cause));
+            events.push(self.event(EventKind::Delete, moved.clone(), cause));
         }
         let (reg_rev, mod_rev) = (self.revision, self.revision);
         let record = Arc::new(Record { spec: spec.clone(), reg_rev, mod_rev, changed: cause.clone() });
         self.put(record.clone());
-        events.push(self.event(EventKind::Put, record.clone(), cause));
+        events.push(Event { previous, ..self.event(EventKind::Put, record.clone(), cause) });
         (Outcome::Registered(record), events)
     }
 
@@ -207,9 +207,10 @@ impl Catalog {
         changed.spec.status = status;
         changed.mod_rev = self.revision;
         changed.changed = cause.clone();
-        let record = Arc::new(changed);
+        let (record, previous) = (Arc::new(changed), Some(record));
         self.put(record.clone());
-        (Outcome::StatusSet(record.clone()), vec![self.event(EventKind::Put, record, cause)])
+        let event = Event { previous, ..self.event(EventKind::Put, record.clone(), cause) };
+        (Outcome::StatusSet(record), vec![event])
     }
 
     fn expire(&mut self, victims: &[(InstanceId, u64)], cause: &Provenance) -> (Outcome, Vec<Event>) {
@@ -237,7 +238,7 @@ impl Catalog {
     }
 
     fn event(&self, kind: EventKind, record: Arc<Record>, cause: &Provenance) -> Event {
-        Event { revision: self.revision, kind, record, cause: cause.clone() }
+        Event { revision: self.revision, kind, record, previous: None, cause: cause.clone() }
     }
 
     fn members(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Record>> {

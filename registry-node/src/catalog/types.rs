@@ -252,6 +252,8 @@ pub struct Event {
     pub kind: EventKind,
     /// After a put the record, for a removal the record as it was.
     pub record: Arc<Record>,
+    /// For a put the record that it took the place of, so that changes can be undone.
+    pub previous: Option<Arc<Record>>,
     /// Who.
     pub cause: Provenance,
 }

@@ -3,10 +3,10 @@
 //! One ring per node, shared by all watchers; a watcher is only a cursor into it. What is pushed out of it can no
 //! longer be replayed: a cursor from before that starts over with the present records.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::catalog::Event;
+use crate::catalog::{Event, EventKind, InstanceId, Record};
 
 /// Memory of the events kept. With records of 300 bytes that is the last 50 000 changes or more.
 pub const BYTES_MAX: usize = 64 << 20;
@@ -32,9 +32,14 @@ impl Batch {
         /// A node of the map of metadata, which has room for eleven pairs and is at least half full beyond one.
         const PAIRS: usize = 6;
         const PAIRS_BYTES: usize = 560;
+        let record = |record: &Record| {
+            let metadata = record.spec.metadata.len().div_ceil(PAIRS) * PAIRS_BYTES;
+            OVERHEAD + metadata + record.spec.bytes()
+        };
+        // What was before is often pinned by an earlier event as well, but that one is forgotten first.
         let event = |event: &Event| {
-            let metadata = event.record.spec.metadata.len().div_ceil(PAIRS) * PAIRS_BYTES;
-            OVERHEAD + metadata + event.record.spec.bytes() + event.cause.by.len() + event.cause.why.len()
+            let previous = event.previous.as_deref().map_or(0, record);
+            record(&event.record) + previous + event.cause.by.len() + event.cause.why.len()
         };
         self.events.iter().map(event).sum()
     }
@@ -146,6 +151,27 @@ impl History {
             self.compact_revision = batch.revision;
         }
     }
+}
+
+/// The records as they were before `batches`, which are all changes since then, given the `records` after them.
+pub fn rewind<'a>(
+    records: impl IntoIterator<Item = &'a Arc<Record>>,
+    batches: &[Arc<Batch>],
+) -> BTreeMap<InstanceId, Arc<Record>> {
+    let mut records: BTreeMap<_, _> =
+        records.into_iter().map(|record| (record.spec.id.clone(), record.clone())).collect();
+    let newest_first = batches.iter().rev().flat_map(|batch| batch.events.iter().rev());
+    for event in newest_first {
+        let before = match event.kind {
+            EventKind::Put => event.previous.as_ref(),
+            EventKind::Delete | EventKind::Expire => Some(&event.record),
+        };
+        match before {
+            Some(record) => records.insert(record.spec.id.clone(), record.clone()),
+            None => records.remove(&event.record.spec.id),
+        };
+    }
+    records
 }
 
 #[cfg(test)]

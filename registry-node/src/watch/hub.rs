@@ -11,9 +11,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Batch, History, Slice};
+use super::{Batch, History, Slice, history};
 use crate::{
-    catalog::{Catalog, Outcome, Proposal, Record, ServiceName},
+    catalog::{Catalog, Event, InstanceId, Outcome, Proposal, Record, ServiceName},
     latest,
 };
 
@@ -59,6 +59,19 @@ pub enum Changes {
     Batches(Vec<Arc<Batch>>),
     /// The ring no longer knows.
     Compacted,
+}
+
+/// What is remembered of one instance.
+#[derive(Debug)]
+pub struct Past {
+    /// The catalog's revision.
+    pub revision: u64,
+    /// The record now, if there is one.
+    pub record: Option<Arc<Record>>,
+    /// The newest changes, oldest first.
+    pub events: Vec<Event>,
+    /// Whether older ones are remembered, too.
+    pub more: bool,
 }
 
 impl Hub {
@@ -144,6 +157,37 @@ impl Hub {
             Slice::Batches(batches) => Changes::Batches(batches.cloned().collect()),
             Slice::Compacted { .. } => Changes::Compacted,
         }
+    }
+
+    /// The records as they were right after `revision`, which has been reached, by id; or the oldest revision that
+    /// is remembered. Works through all that is registered and all that is remembered: milliseconds.
+    pub fn at(&self, service: Option<&ServiceName>, revision: u64) -> Result<Vec<Arc<Record>>, u64> {
+        let (catalog, batches) = {
+            let state = self.state();
+            match state.history.since(revision) {
+                Slice::Compacted { compact_revision } => return Err(compact_revision),
+                Slice::Batches(batches) => (state.catalog.clone(), batches.cloned().collect::<Vec<_>>()),
+            }
+        };
+        let records = history::rewind(catalog.records(), &batches).into_values();
+        Ok(records.filter(|record| service.is_none_or(|service| record.service() == service)).collect())
+    }
+
+    /// The newest changes of `id`, `limit` at most.
+    pub fn past(&self, id: &InstanceId, limit: usize) -> Past {
+        let (catalog, batches) = {
+            let state = self.state();
+            let Slice::Batches(batches) = state.history.since(state.history.compact_revision()) else {
+                unreachable!("the ring begins after its compact revision")
+            };
+            (state.catalog.clone(), batches.cloned().collect::<Vec<_>>())
+        };
+        let newest_first = batches.iter().rev().flat_map(|batch| batch.events.iter().rev());
+        let mut newest_first = newest_first.filter(|event| event.record.spec.id == *id);
+        let mut events: Vec<Event> = newest_first.by_ref().take(limit).cloned().collect();
+        events.reverse();
+        let more = newest_first.next().is_some();
+        Past { revision: catalog.revision(), record: catalog.get(id).cloned(), events, more }
     }
 
     /// Returns once the catalog is at `revision` or beyond; at the deadline fails with where it is.

@@ -5,5 +5,5 @@ mod hub;
 
 pub use self::{
     history::{Batch, History, Slice},
-    hub::{Changes, Effect, Hub, Update, Watcher},
+    hub::{Changes, Effect, Hub, Past, Update, Watcher},
 };

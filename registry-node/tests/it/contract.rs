@@ -123,6 +123,7 @@ async fn over_grpc(node: &str) {
         service: "g".to_owned(),
         consistency: pb::Consistency::Stale.into(),
         min_revision: set.mod_rev,
+        ..Default::default()
     };
     assert_eq!(client.list(stale).await.expect("a list").into_inner().instances, vec![set]);
 

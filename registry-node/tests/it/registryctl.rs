@@ -162,6 +162,187 @@ async fn a_registration_is_kept_until_it_is_interrupted() {
     assert_eq!(call("GET", &url, "").await.status, 404);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_past_is_told_as_far_as_it_is_remembered() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let node = cluster.nodes[0].rest.clone();
+    let at = ["--host", "h", "--port", "1", "--ttl", "1h"];
+    ctl(&node, &[&["register", "web", "--id", "a", "--why", "first"], &at[..]].concat()).await.expect(0, "");
+    ctl(&node, &[&["register", "api", "--id", "b"], &at[..]].concat()).await.expect(0, "");
+    ctl(&node, &["drain", "a", "--why", "deploy 42"]).await.expect(0, "");
+    ctl(&node, &[&["register", "api", "--id", "a", "--zone", "z2"], &at[..]].concat()).await.expect(0, "");
+    ctl(&node, &["deregister", "b"]).await.expect(0, "");
+
+    let told = ctl(&node, &["history", "a", "-o", "json"]).await.expect(0, "").json();
+    let told: Vec<(u64, String, String, String)> = told["changes"]
+        .as_array()
+        .expect("changes")
+        .iter()
+        .map(|change| {
+            let text = |key: &str| change[key].as_str().unwrap_or_default().to_owned();
+            (
+                change["revision"].as_u64().expect("a revision"),
+                text("type"),
+                text("why"),
+                change["changed"].to_string(),
+            )
+        })
+        .collect();
+    let want = [
+        (1, "put", "first", "[]"),
+        (3, "put", "deploy 42", r#"["status"]"#),
+        (4, "delete", "", "[]"),
+        (4, "put", "", r#"["service","status","zone"]"#),
+    ];
+    let want = want.map(|(revision, kind, why, changed)| {
+        (revision, kind.to_owned(), why.to_owned(), changed.to_owned())
+    });
+    assert_eq!(told, want);
+    let told = ctl(&node, &["history", "a"]).await.expect(0, "").out;
+    assert!(told.contains("status up -> draining") && told.contains("registryctl"), "{told}");
+    ctl(&node, &["history", "a", "--limit", "2"]).await.expect(0, "older changes are left out");
+    ctl(&node, &["history", "nobody"]).await.expect(3, "nothing is known of it since revision 0");
+
+    let ids = async |args: &[&str]| {
+        let listed = ctl(&node, &[&["instances", "-o", "json"], args].concat()).await.expect(0, "").json();
+        let ids = listed["instances"].as_array().expect("instances").iter();
+        let ids = ids
+            .map(|i| format!("{}:{}:{}", i["id"], i["service"], i["status"]).replace('"', ""))
+            .collect::<Vec<_>>();
+        (listed["revision"].as_u64().expect("a revision"), ids.join(" "))
+    };
+    assert_eq!(ids(&["--at", "1"]).await, (1, "a:web:up".into()));
+    assert_eq!(ids(&["--at", "3"]).await, (3, "a:web:draining b:api:up".into()));
+    assert_eq!(ids(&["api", "--at", "4"]).await, (4, "a:api:up b:api:up".into()));
+    assert_eq!(ids(&["--at", "5"]).await, ids(&[]).await);
+    ctl(&node, &["instances", "web", "--at", "4"]).await.expect(3, "was registered at revision 4");
+    ctl(&node, &["instances", "--at", "6"]).await.expect(2, "the catalog is at revision 5");
+    let by_rest = call("GET", &format!("{node}/v1/services/api?at=2"), "").await.json();
+    assert_eq!((&by_rest["instances"][0]["id"], &by_rest["header"]["revision"]), (&"b".into(), &"2".into()));
+
+    // After a restart from a snapshot the ring begins there: what was before is refused, not made up.
+    assert_eq!(call("POST", &format!("{node}/v1/snapshot"), "").await.status, 200);
+    cluster.nodes[0].kill();
+    cluster.nodes[0].spawn();
+    cluster.wait_ready().await;
+    ctl(&node, &["instances", "--at", "3"]).await.expect(3, "5 is the oldest that this node can show");
+    let gone = call("GET", &format!("{node}/v1/instances?at=3"), "").await;
+    assert_eq!((gone.status, &gone.json()["code"]), (410, &"COMPACTED".into()));
+    assert_eq!(ids(&["--at", "5"]).await, (5, "a:api:up".into()));
+    ctl(&node, &["history", "a"]).await.expect(0, "at revision 4, is older than what this node remembers");
+    ctl(&node, &["history", "b"]).await.expect(3, "nothing is known of it since revision 5");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_taken_looked_at_and_restored_elsewhere() {
+    const COUNT: usize = 1_500;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("b.snapshot").display().to_string();
+    let (cluster_id, records) = {
+        let cluster = Cluster::start(1, &[]).await;
+        let node = cluster.nodes[0].rest.clone();
+        let mut extra = vec!["register", "web", "--id", "kept", "--host", "h", "--port", "1", "--ttl", "1h"];
+        extra.extend(["--why", "the first", "--status", "maintenance", "--meta", "a=b"]);
+        ctl(&node, &extra).await.expect(0, "");
+        fill(&node, COUNT).await;
+        let saved = ctl(&node, &["snapshot", "save", &file, "-o", "json"]).await.expect(0, "").json();
+        assert_eq!((&saved["count"], &saved["revision"]), (&(COUNT + 1).into(), &(COUNT + 1).into()));
+        ctl(&node, &["snapshot", "save", &file]).await.expect(6, "--force");
+        ctl(&node, &["snapshot", "save", &file, "--force"]).await.expect(0, "");
+        // curl gets the same file.
+        let by_rest = call("GET", &format!("{node}/v1/snapshot"), "").await;
+        let rest = dir.path().join("rest.snapshot").display().to_string();
+        std::fs::write(&rest, &by_rest.body).expect("it can be written");
+        let of = async |file: &str| {
+            ctl("http://127.0.0.1:1", &["snapshot", "inspect", file, "-o", "json"]).await.expect(0, "").json()
+        };
+        let (by_ctl, by_rest) = (of(&file).await, of(&rest).await);
+        assert_eq!(by_ctl["instances"], by_rest["instances"]);
+        let shown = ctl("http://127.0.0.1:1", &["snapshot", "inspect", &file]).await.expect(0, "").out;
+        assert!(shown.contains("SERVICE") && shown.contains("web"), "{shown}");
+        ctl(&node, &["snapshot", "take"]).await.expect(0, "");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 2, "nothing partial is left");
+        (by_ctl["cluster_id"].clone(), by_ctl["instances"].clone())
+    };
+
+    // Damage is named, before anything is done.
+    let whole = std::fs::read(&file).expect("it is there");
+    let mut bad = whole.clone();
+    bad[whole.len() / 2] ^= 1;
+    let damaged = dir.path().join("damaged").display().to_string();
+    std::fs::write(&damaged, bad).expect("it can be written");
+    ctl("http://127.0.0.1:1", &["snapshot", "inspect", &damaged]).await.expect(6, "damaged at byte");
+    ctl("http://127.0.0.1:1", &["snapshot", "restore", &damaged]).await.expect(6, "damaged at byte");
+    ctl("http://127.0.0.1:1", &["snapshot", "inspect", "/nowhere"]).await.expect(3, "snapshot save FILE");
+
+    let cluster = Cluster::start(3, &[]).await;
+    let node = cluster.nodes[0].rest.clone();
+    let restored = ctl(&node, &["snapshot", "restore", &file, "-o", "json"])
+        .await
+        .expect(0, cluster_id.as_str().expect("an id"))
+        .json();
+    assert_eq!((&restored["restored"], &restored["kept"]), (&(COUNT + 1).into(), &0.into()));
+    let without_tokens = |records: &Value| {
+        let records = records.as_array().expect("records").iter().cloned();
+        records
+            .map(|mut record| {
+                (record["reg_rev"], record["mod_rev"]) = (0.into(), 0.into());
+                record
+            })
+            .collect::<Vec<Value>>()
+    };
+    for node in &cluster.nodes {
+        let listed = ctl(&node.rest, &["instances", "-o", "json"]).await.expect(0, "").json();
+        assert_eq!(without_tokens(&listed["instances"]), without_tokens(&records));
+    }
+    let changed =
+        call("GET", &format!("{node}/v1/instances/kept"), "").await.json()["instance"]["changed"].clone();
+    assert_eq!(changed["why"], "the first");
+    assert!(changed["by"].as_str().unwrap_or_default().starts_with("registryctl"), "{changed}");
+
+    // A cluster that holds instances is not run over.
+    ctl(&node, &["snapshot", "restore", &file]).await.expect(6, "--keep");
+    ctl(&node, &["snapshot", "restore", &file, "--replace"]).await.expect(2, "--yes");
+    ctl(&node, &["up", "kept", "--why", "it lives here"]).await.expect(0, "");
+    ctl(&node, &["deregister", "f0"]).await.expect(0, "");
+    ctl(&node, &["register", "web", "--id", "new", "--url", "http://h:2", "--ttl", "1h"]).await.expect(0, "");
+    let kept = ctl(&node, &["snapshot", "restore", &file, "--keep", "-o", "json"]).await.expect(0, "").json();
+    assert_eq!((&kept["restored"], &kept["kept"], &kept["removed"]), (&1.into(), &COUNT.into(), &0.into()));
+    assert_eq!(
+        call("GET", &format!("{node}/v1/instances/kept"), "").await.json()["instance"]["status"],
+        "UP"
+    );
+    let replaced = ctl(&node, &["snapshot", "restore", &file, "--replace", "--yes", "-o", "json"])
+        .await
+        .expect(0, "")
+        .json();
+    assert_eq!((&replaced["restored"], &replaced["removed"]), (&(COUNT + 1).into(), &1.into()));
+    let listed = ctl(&node, &["instances", "-o", "json"]).await.expect(0, "").json();
+    assert_eq!(without_tokens(&listed["instances"]), without_tokens(&records));
+    assert_eq!(call("POST", &format!("{node}/v1/snapshot/restore"), "{}").await.status, 409);
+}
+
+/// Registers so many instances, many at once.
+async fn fill(node: &str, count: usize) {
+    let client = Client::connect([node]).expect("an endpoint");
+    let put = |number| {
+        let client = client.clone();
+        async move {
+            let id = format!("f{number}");
+            let instance = Instance::new("fill", "127.0.0.1", 1).id(id).ttl(Duration::from_secs(3_600));
+            client.put(&instance, WriteOptions::default()).await.expect("registered");
+        }
+    };
+    let mut puts = tokio::task::JoinSet::new();
+    for number in 0..count {
+        if puts.len() == 64 {
+            puts.join_next().await.expect("64 are there").expect("no panic");
+        }
+        puts.spawn(put(number));
+    }
+    puts.join_all().await;
+}
+
 /// Registers one instance after another until stopped; all that is acknowledged is kept.
 struct Load {
     acknowledged: Arc<Mutex<Vec<String>>>,

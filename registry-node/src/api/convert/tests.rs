@@ -128,6 +128,7 @@ fn events_are_split_between_revisions_and_never_within_one() {
         revision,
         kind: EventKind::Expire,
         record: record(number, 16_000),
+        previous: None,
         cause: Provenance::default(),
     };
     // 40 events in each of 3 revisions: each revision alone is larger than a message should be.

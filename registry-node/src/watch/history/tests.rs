@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::{EventKind, InstanceId, Provenance, Record, ServiceName, Spec};
+use crate::catalog::{
+    Catalog, Command, EventKind, InstanceId, Proposal, Provenance, Record, ServiceName, Spec, Status,
+};
 
 fn batch(revision: u64, url_bytes: usize) -> Arc<Batch> {
     let id = InstanceId::new("web-1").expect("valid");
@@ -12,7 +14,10 @@ fn batch(revision: u64, url_bytes: usize) -> Arc<Batch> {
     let record =
         Arc::new(Record { spec, reg_rev: revision, mod_rev: revision, changed: Provenance::default() });
     let cause = Provenance::default();
-    Arc::new(Batch { revision, events: vec![Event { revision, kind: EventKind::Put, record, cause }] })
+    Arc::new(Batch {
+        revision,
+        events: vec![Event { revision, kind: EventKind::Put, record, previous: None, cause }],
+    })
 }
 
 fn revisions(slice: Slice<'_>) -> Result<Vec<u64>, u64> {
@@ -102,6 +107,53 @@ proptest! {
                         prop_assert!(after < compact);
                         prop_assert!(after < lost_to_reset || expected.first().is_some_and(|first| *first <= compact));
                     }
+                }
+            }
+        }
+    }
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    let id = |n: u8| InstanceId::new(format!("i{n}")).expect("valid");
+    prop_oneof![
+        4 => (0u8..4, 0u8..2, 0u8..3).prop_map(move |(n, service, url)| {
+            let service = ServiceName::new(format!("s{service}")).expect("valid");
+            Command::Register { spec: Spec::new(id(n), service, format!("http://{url}")), expected: None }
+        }),
+        2 => (0u8..4).prop_map(move |n| Command::Deregister { id: id(n), reg_rev: None }),
+        2 => (0u8..4, 0u8..3).prop_map(move |(n, status)| {
+            let status = [Status::Up, Status::Draining, Status::Maintenance][usize::from(status)];
+            Command::SetStatus { id: id(n), status, reg_rev: None }
+        }),
+        1 => proptest::collection::vec((0u8..4, 1u64..20), 1..4).prop_map(move |victims| {
+            let victims = victims.into_iter().map(|(n, reg_rev)| (id(n), reg_rev)).collect();
+            Command::Expire { term: 1, victims }
+        }),
+    ]
+}
+
+proptest! {
+    /// The model keeps the catalog of every revision: rewinding gives each of them that the ring reaches.
+    #[test]
+    fn rewinding_gives_the_catalog_as_it_was(
+        commands in prop::collection::vec(command(), 1..60), batches_max in 1usize..80,
+    ) {
+        let (mut catalog, mut history) = (Catalog::default(), History::with_bounds(usize::MAX, batches_max));
+        let mut kept = vec![catalog.clone()];
+        for command in commands {
+            let applied = catalog.apply(1, &Proposal { command, cause: Provenance::default(), origin: None });
+            if !applied.events.is_empty() {
+                history.push(Arc::new(Batch { revision: applied.revision, events: applied.events }));
+                kept.push(catalog.clone());
+            }
+        }
+        for (revision, then) in (0..).zip(&kept) {
+            match history.since(revision) {
+                Slice::Compacted { compact_revision } => prop_assert!(revision < compact_revision),
+                Slice::Batches(batches) => {
+                    let batches: Vec<Arc<Batch>> = batches.cloned().collect();
+                    let was: Vec<Arc<Record>> = rewind(catalog.records(), &batches).into_values().collect();
+                    prop_assert_eq!(was, then.list(None), "at revision {}", revision);
                 }
             }
         }
