@@ -182,12 +182,29 @@ async fn remove(
     if leader(session).await == Some(node.id) {
         transfer(session, None).await?;
     }
-    session.client.remove_member(node.id).await.map_err(|error| Failed::Call {
-        what: format!("cannot remove node {}", node.id),
-        error,
-        hint: "`registryctl cluster status` shows who is a member; the same command can be run again"
-            .to_owned(),
-    })
+    // Removing twice is removing once: who leads may have changed under the first attempt.
+    let deadline = Instant::now() + session.timeout;
+    loop {
+        let error = match session.client.remove_member(node.id).await {
+            Ok(members) => return Ok(members),
+            Err(error) => error,
+        };
+        if let Ok(now) = session.client.members().await
+            && now.value.iter().all(|member| member.id != node.id)
+        {
+            return Ok(now);
+        }
+        let passing = matches!(error.code(), Code::Precondition | Code::Unavailable | Code::Timeout);
+        if !passing || Instant::now() >= deadline {
+            return Err(Failed::Call {
+                what: format!("cannot remove node {}", node.id),
+                error,
+                hint: "`registryctl cluster status` shows who is a member; the same command can be run again"
+                    .to_owned(),
+            });
+        }
+        sleep(CATCH_UP_EVERY).await;
+    }
 }
 
 async fn transfer(session: &mut Session<'_>, to: Option<&str>) -> Result<Answer<Vec<Member>>, Failed> {
