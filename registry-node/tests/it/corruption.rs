@@ -500,7 +500,7 @@ fn sweep(seeds: std::ops::Range<u64>, bases: Vec<Base>) -> Vec<Case> {
     let count = seeds.end - seeds.start;
     let all = seeds.clone();
     let work = move || all.map(|seed| run_case(seed, &bases)).all(|case| tell.send(case).is_ok());
-    std::thread::Builder::new().name("corruption".into()).spawn(work).expect("a thread");
+    let worker = std::thread::Builder::new().name("corruption".into()).spawn(work).expect("a thread");
     let mut cases = Vec::new();
     while (cases.len() as u64) < count {
         match told.recv_timeout(4 * PATIENCE) {
@@ -508,6 +508,8 @@ fn sweep(seeds: std::ops::Range<u64>, bases: Vec<Base>) -> Vec<Case> {
             Err(why) => panic!("CORRUPTION_SEED={}: no verdict: {why}", seeds.start + cases.len() as u64),
         }
     }
+    // It takes the stores' directories away, which are memory.
+    worker.join().expect("every case is judged");
     cases
 }
 
