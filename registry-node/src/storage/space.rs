@@ -79,7 +79,7 @@ impl Space {
         Ok(Self(Some(Arc::new(Inner { dir: dir.into(), mark, ballast, seen: Mutex::new(seen) }))))
     }
 
-    /// Bytes that are free, as of [`ASK_EVERY`] ago at most; none where there is no end.
+    /// Bytes that are free, as of 200 ms ago at most; none where there is no end.
     pub fn free(&self) -> Option<u64> {
         self.0.as_ref().map(|inner| inner.free())
     }
