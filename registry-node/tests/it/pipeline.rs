@@ -246,18 +246,19 @@ async fn a_node_that_stops_answers_what_it_took() {
         }
         unreachable!("the node stops")
     });
-    let (mut done, mut refused) = (BTreeSet::new(), BTreeSet::new());
+    let (mut done, mut unknown, mut told) = (BTreeSet::new(), BTreeSet::new(), false);
     let end = loop {
         match line.answer().await {
             Ok(Some(answer)) => {
                 match answer.result.expect("a result") {
                     Answer::Register(registered) => done.insert(registered.instance.expect("a receipt").id),
-                    Answer::Error(error) if error.had_no_effect => {
-                        refused.insert(format!("s-{}", answer.seq))
-                    }
+                    Answer::Error(error) if error.had_no_effect => false,
+                    // The lead moves on meanwhile: on a slow machine not within the time of a call.
+                    Answer::Error(_) => unknown.insert(format!("s-{}", answer.seq)),
                     other => panic!("{}: {other:?}", answer.seq),
                 };
-                if done.len() == 200 {
+                // Once: a second time ends it at once.
+                if done.len() >= 200 && !std::mem::replace(&mut told, true) {
                     cluster.nodes[leader].terminate();
                 }
             }
@@ -277,6 +278,8 @@ async fn a_node_that_stops_answers_what_it_took() {
         assert!(std::time::Instant::now() < deadline, "no new leader");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(listed(&survivor).await, done);
-    assert!(done.is_disjoint(&refused));
+    let listed = listed(&survivor).await;
+    assert!(done.is_subset(&listed), "{:?} were acknowledged", done.difference(&listed));
+    let more: Vec<_> = listed.difference(&done).filter(|id| !unknown.contains(*id)).collect();
+    assert!(more.is_empty(), "{more:?} were never answered, and had an effect");
 }
