@@ -42,6 +42,8 @@ pub struct Metrics {
     log_index: IntGaugeVec,
     /// 1 if this node answers linearizable reads as far as it knows.
     ready: IntGauge,
+    /// 1 while this node takes no part until its peers have repaired it.
+    quarantined: IntGauge,
     /// Streams and polls that follow this node.
     watchers: IntGauge,
     /// Seconds since a leader was heard; 0 on the leader.
@@ -100,6 +102,10 @@ impl Metrics {
             role: gauges("registry_raft_role", "1 for the role this node has", &["role"]),
             log_index: gauges("registry_raft_log_index", "Log indices, by what they mark", &["mark"]),
             ready: gauge("registry_ready", "1 if linearizable reads are answered"),
+            quarantined: gauge(
+                "registry_quarantined",
+                "1 while the node takes no part until its peers have repaired it",
+            ),
             watchers: gauge("registry_watchers", "Streams and polls that follow this node"),
             leader_age: add(&exposition, age.expect("valid names")),
             disk_free: gauge("registry_disk_free_bytes", "Bytes free on the disk of the node's directory"),
@@ -161,6 +167,7 @@ impl Metrics {
         self.instances.set(facts.instances as i64);
         self.term.set(facts.term as i64);
         self.ready.set(facts.ready.into());
+        self.quarantined.set(facts.quarantined.into());
         self.watchers.set(facts.watchers as i64);
         self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
         self.disk_free.set(facts.disk_free.map_or(i64::MAX, |bytes| bytes as i64));
@@ -197,6 +204,8 @@ pub struct Facts {
     pub log: [(&'static str, u64); 5],
     /// Whether linearizable reads are answered as far as it knows.
     pub ready: bool,
+    /// Whether it takes no part until its peers have repaired it.
+    pub quarantined: bool,
     /// Streams and polls that follow it.
     pub watchers: usize,
     /// Since a leader was heard.

@@ -195,7 +195,7 @@ async fn tend(space: Space, stop: CancellationToken) {
 fn peer_server(config: &Config, store: &Store, recovered: &Recovered) -> Result<PeerServer, StartError> {
     let identity =
         identity_in(recovered).map_err(|what| StartError::Damaged { dir: config.dir.clone(), what })?;
-    let initialised = recovered.vote.is_some() || !recovered.log.is_empty();
+    let initialised = recovered.vote.is_some() || !recovered.log.is_empty() || recovered.quarantine.is_some();
     Ok(PeerServer::new(config, store.clone(), identity, initialised))
 }
 

@@ -53,7 +53,11 @@ pub mod append_response {
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Success {}
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Conflict {}
+    pub struct Conflict {
+        /// The answering node has lost what it had acknowledged and is in quarantine: the leader begins anew with it.
+        #[prost(bool, tag = "1")]
+        pub log_lost: bool,
+    }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Result {
         #[prost(message, tag = "1")]

@@ -37,6 +37,7 @@ fn facts(registry: &Registry) -> Facts {
             ("purged", status.purged_index),
         ],
         ready: status.not_ready.is_none(),
+        quarantined: status.quarantined,
         watchers: status.watchers,
         leader_age: header.age,
         disk_free: status.disk_free,

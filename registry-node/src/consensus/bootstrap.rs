@@ -111,7 +111,10 @@ pub async fn find_place(
     if let Some(Identity { node_id, .. }) = known.as_ref().filter(|identity| identity.node_id != config.id) {
         return Err(Error::OtherNode { dir: config.dir.clone(), found: *node_id, asked: config.id });
     }
-    let running = found.vote.is_some() || !found.log.is_empty() || found.snapshot.is_some();
+    let running = found.vote.is_some()
+        || !found.log.is_empty()
+        || found.snapshot.is_some()
+        || found.quarantine.is_some();
     match (&config.origin, known) {
         (_, Some(known)) if running => Ok(Place { cluster_id: known.cluster_id.into(), found_with: None }),
         (Origin::Join(_), Some(known)) => Ok(Place { cluster_id: known.cluster_id.into(), found_with: None }),

@@ -87,6 +87,8 @@ pub struct NodeStatus {
     pub watchers: usize,
     /// Why it answers no linearizable reads now; none if it does as far as it knows.
     pub not_ready: Option<String>,
+    /// Whether it takes no part until its peers have repaired it.
+    pub quarantined: bool,
     /// Hash of the catalog.
     pub catalog_hash: u64,
     /// The catalog's revision.
@@ -125,6 +127,7 @@ impl Consensus {
             instances,
             watchers: self.0.hub.watchers(),
             not_ready,
+            quarantined: self.quarantined().is_some(),
             catalog_hash,
             revision,
             disk_free: self.0.space.free(),

@@ -14,6 +14,7 @@ mod offline;
 pub(crate) mod offline_tests;
 mod peer_server;
 mod proposer;
+mod quarantine;
 mod runtime;
 #[doc(hidden)]
 pub mod seam;
@@ -57,6 +58,7 @@ use self::{
     log_store::LogStore,
     network::{Network, Peers},
     proposer::Proposer,
+    quarantine::Quarantine,
     state_machine::Machine,
     types::{LogId, Types},
 };
@@ -145,6 +147,8 @@ pub struct Consensus(Arc<Inner>);
 
 struct Inner {
     raft: Raft<Types, Machine>,
+    store: Store,
+    quarantine: Quarantine,
     id: u64,
     /// How this node wants to be reached.
     own: Address,
@@ -212,13 +216,15 @@ impl Consensus {
         let place = bootstrap::find_place(config, &recovered, server, &dial).await?;
         let space = store.space().clone();
         let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
-        let machine = Machine::open(hub.clone(), store, recovered.snapshot).map_err(damaged)?;
+        let machine = Machine::open(hub.clone(), store.clone(), recovered.snapshot).map_err(damaged)?;
         let applied = machine.applied();
         let peers = Peers::new(config, place.cluster_id.clone(), dial);
         let network = Network::new(peers.clone());
-        let raft = Raft::new(config.id, Arc::new(settings(config)?), network, log, machine)
+        let settings = Config { enable_elect: recovered.quarantine.is_none(), ..settings(config)? };
+        let raft = Raft::new(config.id, Arc::new(settings), network, log, machine)
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
+        peers.leads_with(raft.clone());
         if let Some(members) = place.found_with
             && !raft.is_initialized().await.map_err(|e| StartError::Raft(e.to_string()))?
         {
@@ -230,6 +236,8 @@ impl Consensus {
             proposer: Proposer::start(raft.clone(), space.clone(), tracker),
             forwarder: Forwarder::start(peers.clone(), following.clone(), tracker),
             raft,
+            store,
+            quarantine: Quarantine::found(recovered.quarantine.as_ref()),
             id: config.id,
             own: Address {
                 name: config.name.clone(),
@@ -249,6 +257,10 @@ impl Consensus {
             caught_up: AtomicBool::new(false),
         }));
         tracker.spawn(scoped(consensus.clone().catch_up()));
+        tracker.spawn(scoped(consensus.clone().note_company()));
+        if let Some(quarantine) = recovered.quarantine {
+            tracker.spawn(scoped(consensus.clone().come_back(quarantine)));
+        }
         server.open(consensus.clone());
         Ok(consensus)
     }
@@ -256,7 +268,8 @@ impl Consensus {
     /// Asks for a read point until one is reached: from then on this node may answer from what it has applied.
     async fn catch_up(self) {
         while !self.0.caught_up.load(Ordering::Acquire) && !self.stopped() {
-            let _ = self.read_barrier(Instant::now() + READ_INDEX_TIMEOUT).await; // sets the mark itself
+            let deadline = Instant::now() + READ_INDEX_TIMEOUT;
+            let _ = self.read_point(deadline).await; // sets the mark itself
         }
     }
 
@@ -317,6 +330,9 @@ impl Consensus {
     /// `reply`. [`Error::NoLeader`] means that it had no effect; a reply that is dropped, that the node stopped.
     pub fn submit(&self, sealed: Sealed, deadline: Instant, reply: Reply) {
         let inner = &self.0;
+        if let Err(error) = inner.quarantine.check() {
+            return reply.send(Err(error));
+        }
         match *inner.lead.borrow() {
             Lead::Here { .. } => inner.proposer.submit(sealed, reply),
             Lead::Elsewhere { .. } => inner.forwarder.submit(sealed.bytes, deadline, reply),
@@ -347,6 +363,12 @@ impl Consensus {
 
     /// Returns once this node has applied everything that was committed when the call began, proven by a quorum.
     pub async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
+        self.0.quarantine.check()?;
+        self.read_point(deadline).await
+    }
+
+    /// The same for this node's own sake, whether it may answer others or not.
+    async fn read_point(&self, deadline: Instant) -> Result<(), Error> {
         loop {
             let attempt = match self.lead() {
                 Lead::Here { .. } => self.read_index_here(deadline).await,
@@ -386,6 +408,7 @@ impl Consensus {
 
     /// Whether this node has once been up to date since it started: before that it answers nothing.
     pub fn caught_up(&self) -> Result<(), Error> {
+        self.0.quarantine.check()?;
         match self.0.caught_up.load(Ordering::Acquire) {
             true => Ok(()),
             false => {
@@ -400,6 +423,7 @@ impl Consensus {
         beats: Vec<(InstanceId, Option<u64>)>,
         deadline: Instant,
     ) -> Result<Vec<bool>, Error> {
+        self.0.quarantine.check()?;
         match self.lead() {
             Lead::Elsewhere { id, address } => self.0.peers.heartbeat(id, &address, &beats, deadline).await,
             _ => Err(Error::NoLeader),

@@ -2,15 +2,15 @@
 //! id and both nodes' ids in each.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error as _,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use bytes::Bytes;
 use openraft::{
-    OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    OptionalSend, Raft, RaftNetworkFactory, RaftNetworkV2,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::RPCOption,
     raft::{
@@ -25,6 +25,7 @@ use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     Error, codec,
+    state_machine::Machine,
     types::{Address, Chunks, LogId, Snapshot, Types, Vote},
 };
 use crate::{
@@ -83,6 +84,10 @@ struct Inner {
     timers: Timers,
     overrides: BTreeMap<u64, String>,
     dial: Dial,
+    /// Ours, for what a peer's answer must change here when we lead.
+    raft: OnceLock<Raft<Types, Machine>>,
+    /// Peers that may fall back behind what they had acknowledged, because they said that they lost it.
+    reverting: Mutex<BTreeSet<u64>>,
     channels: Mutex<BTreeMap<(u64, Purpose), (String, Wire)>>,
 }
 
@@ -90,7 +95,42 @@ impl Peers {
     pub fn new(config: &Config, cluster_id: Arc<str>, dial: Dial) -> Self {
         let overrides = config.peer_override.clone();
         let channels = Mutex::default();
-        Self(Arc::new(Inner { id: config.id, cluster_id, timers: config.timers, overrides, dial, channels }))
+        let (raft, reverting) = (OnceLock::new(), Mutex::default());
+        let timers = config.timers;
+        Self(Arc::new(Inner {
+            id: config.id,
+            cluster_id,
+            timers,
+            overrides,
+            dial,
+            raft,
+            reverting,
+            channels,
+        }))
+    }
+
+    /// From now on peers that have lost their log can be repaired from here.
+    pub fn leads_with(&self, raft: Raft<Types, Machine>) {
+        assert!(self.0.raft.set(raft).is_ok(), "consensus starts once");
+    }
+
+    /// A peer has lost entries that it had acknowledged: without leave openraft takes that for a broken promise
+    /// and never sends them again. Must be known before openraft sees the conflict.
+    async fn let_revert(&self, id: u64) {
+        let Some(raft) = self.0.raft.get() else { return };
+        if matches!(raft.trigger().allow_next_revert(&id, true).await, Ok(Ok(())))
+            && self.0.reverting.lock().expect("no panic while it is held").insert(id)
+        {
+            tracing::warn!(peer = id, "the peer has lost its log and is repaired from here");
+        }
+    }
+
+    /// The peer takes entries again: the leave ends.
+    async fn end_revert(&self, id: u64) {
+        let ended = self.0.reverting.lock().expect("no panic while it is held").remove(&id);
+        if let Some(raft) = self.0.raft.get().filter(|_| ended) {
+            let _ = raft.trigger().allow_next_revert(&id, false).await; // not leading any more: there is no leave
+        }
     }
 
     fn client(&self, id: u64, address: &Address, purpose: Purpose) -> RaftClient<Wire> {
@@ -343,7 +383,18 @@ impl RaftNetworkV2<Types> for Link {
             leader_commit: request.leader_commit.as_ref().map(to_log_id),
         };
         let patience = self.patience(&option);
-        match within(patience, self.client.append(request)).await?.result {
+        let replicates = self.purpose == Purpose::Log && !request.entries.is_empty();
+        let result = within(patience, self.client.append(request)).await?.result;
+        match &result {
+            Some(pb::append_response::Result::Conflict(conflict)) if conflict.log_lost => {
+                self.peers.let_revert(self.id).await;
+            }
+            Some(pb::append_response::Result::Success(_)) if replicates => {
+                self.peers.end_revert(self.id).await;
+            }
+            _ => {}
+        }
+        match result {
             Some(pb::append_response::Result::Success(_)) => Ok(AppendEntriesResponse::Success),
             Some(pb::append_response::Result::Partial(id)) => {
                 Ok(AppendEntriesResponse::PartialSuccess(from_log_id(&id)))

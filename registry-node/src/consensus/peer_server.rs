@@ -171,6 +171,16 @@ impl PeerServer {
     }
 }
 
+impl PeerServer {
+    /// The same for calls about votes: a node that may have lost entries must not help to elect anybody, itself
+    /// included.
+    fn voting(&self, header: Option<&pb::PeerHeader>) -> Result<&Consensus, Status> {
+        let consensus = self.checked(header)?;
+        consensus.0.quarantine.check().map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(consensus)
+    }
+}
+
 fn missing(what: &'static str) -> impl Fn() -> Status {
     move || Status::invalid_argument(format!("the call has no {what}"))
 }
@@ -236,7 +246,9 @@ impl raft_server::Raft for PeerServer {
             AppendEntriesResponse::PartialSuccess(id) => {
                 Answer::Partial(id.as_ref().map(to_log_id).unwrap_or_default())
             }
-            AppendEntriesResponse::Conflict => Answer::Conflict(Conflict {}),
+            AppendEntriesResponse::Conflict => {
+                Answer::Conflict(Conflict { log_lost: consensus.0.quarantine.is_on() })
+            }
             AppendEntriesResponse::HigherVote(vote) => Answer::HigherVote(to_vote(&vote)),
         };
         if !matches!(result, Answer::HigherVote(_)) {
@@ -247,7 +259,7 @@ impl raft_server::Raft for PeerServer {
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = request.into_inner();
-        let consensus = self.checked(request.header.as_ref())?;
+        let consensus = self.voting(request.header.as_ref())?;
         consensus.0.raft.vote(vote_request(request)?).await.map(vote_response).map_err(stopped)
     }
 
@@ -256,7 +268,7 @@ impl raft_server::Raft for PeerServer {
         request: Request<pb::VoteRequest>,
     ) -> Result<Response<pb::VoteResponse>, Status> {
         let request = request.into_inner();
-        let consensus = self.checked(request.header.as_ref())?;
+        let consensus = self.voting(request.header.as_ref())?;
         consensus.0.raft.pre_vote(vote_request(request)?).await.map(vote_response).map_err(stopped)
     }
 
@@ -265,7 +277,7 @@ impl raft_server::Raft for PeerServer {
         request: Request<pb::TransferLeaderRequest>,
     ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
         let request = request.into_inner();
-        let consensus = self.checked(request.header.as_ref())?;
+        let consensus = self.voting(request.header.as_ref())?;
         let vote = vote_of(request.from_leader.as_ref())?;
         let transfer = TransferLeaderRequest::new(
             vote,

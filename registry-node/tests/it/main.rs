@@ -2,6 +2,7 @@
 
 mod contract;
 mod corruption;
+mod damage;
 mod disk;
 mod failover;
 mod malformed;
