@@ -20,13 +20,13 @@ use crate::{
     watch::Effect,
 };
 
-/// Proposals of one entry, whichever bound comes first; well within a log frame (96 KiB).
+/// Proposals of one entry, whichever bound comes first; 16 entries make a leaf of the store that stays in one file.
 const BATCH_MAX: usize = 2_048;
-const BATCH_BYTES_MAX: usize = 64 << 10;
+const BATCH_BYTES_MAX: usize = 7 << 10;
 /// The largest proposal: a record of 16 KiB, its provenance and room.
 const PROPOSAL_BYTES_MAX: usize = 30 << 10;
 /// Entries on their way at once: enough to overlap disk and network, few enough that batches form.
-const IN_FLIGHT: usize = 4;
+const IN_FLIGHT: usize = 16;
 /// Proposals that may wait; beyond it callers are told.
 const QUEUE: usize = 16 << 10;
 

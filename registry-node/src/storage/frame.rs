@@ -15,6 +15,9 @@ use bytes::Bytes;
 
 /// A value above 128 KiB would go to a file of its own that sled never syncs; this stays well below.
 pub const FRAME_BYTES_MAX: usize = 96 << 10;
+/// Entries are packed into one frame up to here; a larger entry has a frame of its own. sled rewrites a leaf of 16
+/// values as a whole, and beyond 128 KiB into a file of its own, with a sync of it and of two directories.
+pub const PACK_BYTES: usize = 8_000;
 /// The largest entry that fits a frame.
 pub const ENTRY_BYTES_MAX: usize = FRAME_BYTES_MAX - HEAD - 4 - 4;
 

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Done, Purged, Slot, Snapshot,
     disk::{self, Disk, Medium, Tree},
-    frame::{self, FRAME_BYTES_MAX},
+    frame::{self, PACK_BYTES},
     opening, seal,
     sidecar::{self, Claim, Sidecar, State},
 };
@@ -276,7 +276,7 @@ impl<M: Medium> Writer<M> {
         assert_eq!(first, self.contents.next, "an append must follow the last entry");
         for entry in entries {
             let bytes = 4 + entry.len();
-            if self.pending_bytes + bytes > FRAME_BYTES_MAX - 64 {
+            if self.pending_bytes + bytes > PACK_BYTES {
                 self.write_pending()?;
             }
             self.pending.push(entry);
