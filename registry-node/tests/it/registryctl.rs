@@ -11,7 +11,7 @@ use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::node::{Cluster, PATIENCE};
-use super::wire::call;
+use super::wire::{call, try_call};
 
 /// What one run of the command line gave.
 #[derive(Debug)]
@@ -427,8 +427,9 @@ async fn nodes_are_replaced_under_load_and_nothing_is_lost() {
     let through = left.iter().map(|index| cluster.nodes[*index].rest.clone()).chain([fourth.clone()]);
     let endpoints = through.collect::<Vec<_>>().join(",");
     ctl(&endpoints, &["cluster", "remove", &now_id(&endpoints).await]).await.expect(6, "no majority");
-    let fifth = cluster.join(5);
+    let fifth = cluster.join_through(now, 5);
     let fifth = cluster.nodes[fifth].rest.clone();
+    until_it_answers(&fifth).await;
     ctl(&endpoints, &["cluster", "replace", &dead, &fifth, "-o", "json"]).await.expect(0, "2/3 node 5");
     load.goes_on(50).await;
     let acknowledged = load.end().await;
@@ -457,6 +458,15 @@ async fn cluster_join(endpoints: &str, url: &str) {
             return;
         }
         assert!(joined.code == 4 && Instant::now() < deadline, "{joined:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until a node that is no member yet says who it is.
+async fn until_it_answers(url: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while try_call("GET", &format!("{url}/v1/status"), "").await.is_err() {
+        assert!(Instant::now() < deadline, "{url} never answers");
         sleep(Duration::from_millis(20)).await;
     }
 }
