@@ -2,7 +2,10 @@
 //! is scraped (`api/scrape.rs`), so that they cannot drift. Names and
 //! labels are API: they stay.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -30,6 +33,12 @@ pub struct Metrics {
     expiry_brake: IntGauge,
     /// From the first byte of a batch to the end of its barrier.
     barrier_duration: Histogram,
+    /// Rounds that read points took, by whom was asked: `quorum` by the leader, `leader` by the others.
+    read_rounds: IntCounterVec,
+    /// What was last added up into them, by the same order as [`Facts::read_rounds`].
+    read_rounds_seen: [AtomicU64; 2],
+    /// 1 while an operator must look at this node.
+    alarm: IntGauge,
     /// The catalog's revision.
     revision: IntGauge,
     /// Registered instances.
@@ -96,6 +105,13 @@ impl Metrics {
             leases: gauge("registry_leases", "Leases kept here; 0 unless this node leads"),
             expiry_brake: gauge("registry_expiry_brake", "1 while a mass expiry is held back"),
             barrier_duration: add(&exposition, Histogram::with_opts(barriers).expect("a valid name")),
+            read_rounds: counters(
+                "registry_read_rounds_total",
+                "Rounds of read points, each shared by the reads that waited for it",
+                &["asked"],
+            ),
+            read_rounds_seen: Default::default(),
+            alarm: gauge("registry_alarm", "1 while an operator must look: see alarm in /v1/status"),
             revision: gauge("registry_revision", "The catalog's revision"),
             instances: gauge("registry_instances", "Registered instances"),
             term: gauge("registry_raft_term", "Raft's term"),
@@ -168,6 +184,12 @@ impl Metrics {
         self.term.set(facts.term as i64);
         self.ready.set(facts.ready.into());
         self.quarantined.set(facts.quarantined.into());
+        self.alarm.set(facts.alarm.into());
+        for ((asked, rounds), seen) in facts.read_rounds.into_iter().zip(&self.read_rounds_seen) {
+            // Of two scrapes at once only one adds what is new.
+            let new = rounds.saturating_sub(seen.fetch_max(rounds, Ordering::Relaxed));
+            self.read_rounds.with_label_values(&[asked]).inc_by(new);
+        }
         self.watchers.set(facts.watchers as i64);
         self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
         self.disk_free.set(facts.disk_free.map_or(i64::MAX, |bytes| bytes as i64));
@@ -206,6 +228,10 @@ pub struct Facts {
     pub ready: bool,
     /// Whether it takes no part until its peers have repaired it.
     pub quarantined: bool,
+    /// Whether an operator must look at this node.
+    pub alarm: bool,
+    /// Rounds of read points since the start, by whom was asked.
+    pub read_rounds: [(&'static str, u64); 2],
     /// Streams and polls that follow it.
     pub watchers: usize,
     /// Since a leader was heard.

@@ -57,6 +57,27 @@ fn the_cores_are_pure() {
     }
 }
 
+/// Every invariant is listed in README.md with a place that exists.
+#[test]
+fn every_invariant_names_where_it_is_checked() {
+    let room = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(room.join("README.md")).expect("readable");
+    let ids = [("S", 9), ("D", 5), ("E", 7), ("W", 12)];
+    for id in
+        ids.iter().flat_map(|(letter, count)| (1..=*count).map(move |number| format!("{letter}{number}")))
+    {
+        let row = readme.lines().find(|line| line.starts_with(&format!("| {id} |")));
+        let row = row.unwrap_or_else(|| panic!("{id} is not listed"));
+        let place = row.split('|').nth(3).unwrap_or_default();
+        let paths: Vec<&str> = place.split('`').skip(1).step_by(2).collect();
+        assert!(!paths.is_empty(), "{id} names no place");
+        for path in paths {
+            let there = room.join(path).exists() || room.join("..").join(path).exists();
+            assert!(there, "{id} names {path}, which does not exist");
+        }
+    }
+}
+
 /// Whether `line` uses the crate or item, not merely a word that contains its name, a comment or a string.
 fn names(line: &str, word: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();

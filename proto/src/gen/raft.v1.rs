@@ -207,6 +207,28 @@ pub struct PeerHeartbeatResponse {
     #[prost(bool, repeated, tag = "1")]
     pub renewed: ::prost::alloc::vec::Vec<bool>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CatalogMarksRequest {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<PeerHeader>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CatalogMarksResponse {
+    /// Names the definition of the hash; hashes of different ones cannot be compared.
+    #[prost(uint32, tag = "1")]
+    pub hash_version: u32,
+    /// Ascending by index.
+    #[prost(message, repeated, tag = "2")]
+    pub marks: ::prost::alloc::vec::Vec<CatalogMark>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CatalogMark {
+    /// The log index that was applied last.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(fixed64, tag = "2")]
+    pub hash: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IdentifyRequest {
     /// Who asks.
@@ -229,6 +251,9 @@ pub struct IdentifyResponse {
     /// Whether the asker's id is already a member: then its directory was emptied.
     #[prost(bool, tag = "8")]
     pub knows_you: bool,
+    /// The catalog's revision at which a node of the asker's id was removed: then that id is spent.
+    #[prost(uint64, optional, tag = "9")]
+    pub removed_at_revision: ::core::option::Option<u64>,
     /// Where it says it is reached; full URLs.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
@@ -511,6 +536,30 @@ pub mod raft_client {
             req.extensions_mut().insert(GrpcMethod::new("raft.v1.Raft", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
+        /// What the asked node's catalog hashed to at some log indices, so that one that differs is found.
+        pub async fn catalog_marks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CatalogMarksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CatalogMarksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/raft.v1.Raft/CatalogMarks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("raft.v1.Raft", "CatalogMarks"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Asked by a node that has no cluster yet.
         pub async fn identify(
             &mut self,
@@ -613,6 +662,14 @@ pub mod raft_server {
             request: tonic::Request<super::PeerHeartbeatRequest>,
         ) -> std::result::Result<
             tonic::Response<super::PeerHeartbeatResponse>,
+            tonic::Status,
+        >;
+        /// What the asked node's catalog hashed to at some log indices, so that one that differs is found.
+        async fn catalog_marks(
+            &self,
+            request: tonic::Request<super::CatalogMarksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CatalogMarksResponse>,
             tonic::Status,
         >;
         /// Asked by a node that has no cluster yet.
@@ -1043,6 +1100,49 @@ pub mod raft_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HeartbeatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/raft.v1.Raft/CatalogMarks" => {
+                    #[allow(non_camel_case_types)]
+                    struct CatalogMarksSvc<T: Raft>(pub Arc<T>);
+                    impl<T: Raft> tonic::server::UnaryService<super::CatalogMarksRequest>
+                    for CatalogMarksSvc<T> {
+                        type Response = super::CatalogMarksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CatalogMarksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Raft>::catalog_marks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CatalogMarksSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -628,12 +628,15 @@ pub struct StatusResponse {
     /// Why not, for people.
     #[prost(string, tag = "13")]
     pub not_ready_reason: ::prost::alloc::string::String,
-    /// Hash of the catalog at `header.revision`.
+    /// Hash of the catalog at `header.revision`: equal on all nodes that have applied the same log index.
     #[prost(string, tag = "14")]
     pub catalog_hash: ::prost::alloc::string::String,
     /// This node as others are to know it: what AddLearner wants to be told of a node that joins.
     #[prost(message, optional, tag = "15")]
     pub node: ::core::option::Option<Member>,
+    /// What an operator must look at, for people; empty if there is nothing.
+    #[prost(string, tag = "16")]
+    pub alarm: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MembersRequest {}

@@ -6188,6 +6188,9 @@ impl serde::Serialize for StatusResponse {
         if self.node.is_some() {
             len += 1;
         }
+        if !self.alarm.is_empty() {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("registry.v1.StatusResponse", len)?;
         if let Some(v) = self.header.as_ref() {
             struct_ser.serialize_field("header", v)?;
@@ -6250,6 +6253,9 @@ impl serde::Serialize for StatusResponse {
         if let Some(v) = self.node.as_ref() {
             struct_ser.serialize_field("node", v)?;
         }
+        if !self.alarm.is_empty() {
+            struct_ser.serialize_field("alarm", &self.alarm)?;
+        }
         struct_ser.end()
     }
 }
@@ -6282,6 +6288,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
             "catalog_hash",
             "catalogHash",
             "node",
+            "alarm",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -6301,6 +6308,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
             NotReadyReason,
             CatalogHash,
             Node,
+            Alarm,
             __SkipField__,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
@@ -6338,6 +6346,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                             "notReadyReason" | "not_ready_reason" => Ok(GeneratedField::NotReadyReason),
                             "catalogHash" | "catalog_hash" => Ok(GeneratedField::CatalogHash),
                             "node" => Ok(GeneratedField::Node),
+                            "alarm" => Ok(GeneratedField::Alarm),
                             _ => Ok(GeneratedField::__SkipField__),
                         }
                     }
@@ -6372,6 +6381,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                 let mut not_ready_reason__ = None;
                 let mut catalog_hash__ = None;
                 let mut node__ = None;
+                let mut alarm__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Header => {
@@ -6478,6 +6488,12 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                             }
                             node__ = map_.next_value()?;
                         }
+                        GeneratedField::Alarm => {
+                            if alarm__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("alarm"));
+                            }
+                            alarm__ = Some(map_.next_value()?);
+                        }
                         GeneratedField::__SkipField__ => {
                             let _ = map_.next_value::<serde::de::IgnoredAny>()?;
                         }
@@ -6499,6 +6515,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                     not_ready_reason: not_ready_reason__.unwrap_or_default(),
                     catalog_hash: catalog_hash__.unwrap_or_default(),
                     node: node__,
+                    alarm: alarm__.unwrap_or_default(),
                 })
             }
         }

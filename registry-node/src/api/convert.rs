@@ -395,6 +395,7 @@ pub fn node_status(head: &Header, status: NodeStatus) -> pb::StatusResponse {
         ready: status.not_ready.is_none(),
         not_ready_reason: status.not_ready.unwrap_or_default(),
         catalog_hash: format!("{:016x}", status.catalog_hash),
+        alarm: status.alarm.unwrap_or_default(),
     }
 }
 

@@ -52,8 +52,8 @@ fn checks(api: &Api, not_ready: Option<&String>) -> String {
     };
     let leader = head.leader.as_ref().map_or("none known".to_owned(), |leader| leader.name.clone());
     let read = not_ready.cloned().unwrap_or_else(|| format!("revision {}", head.revision));
-    let disk = api.registry.status();
-    let room = match (&disk.disk_full, disk.disk_free) {
+    let status = api.registry.status();
+    let room = match (&status.disk_full, status.disk_free) {
         (Some(full), _) => full.clone(),
         (None, Some(free)) => format!("{} MiB free", free >> 20),
         (None, None) => "no bound".to_owned(),
@@ -61,7 +61,8 @@ fn checks(api: &Api, not_ready: Option<&String>) -> String {
     line(true, "process", format!("node {}", head.node_id))
         + &line(head.leader.is_some(), "leader", leader)
         + &line(not_ready.is_none(), "linearizable-read", read)
-        + &line(disk.disk_full.is_none(), "disk", room)
+        + &line(status.disk_full.is_none(), "disk", room)
+        + &line(status.alarm.is_none(), "alarm", status.alarm.clone().unwrap_or_else(|| "none".to_owned()))
 }
 
 async fn actuator_health() -> Json<serde_json::Value> {

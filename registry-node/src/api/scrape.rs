@@ -38,6 +38,8 @@ fn facts(registry: &Registry) -> Facts {
         ],
         ready: status.not_ready.is_none(),
         quarantined: status.quarantined,
+        alarm: status.alarm.is_some(),
+        read_rounds: [("quorum", status.quorum_rounds), ("leader", status.leader_rounds)],
         watchers: status.watchers,
         leader_age: header.age,
         disk_free: status.disk_free,

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     codec,
     codec::Identity,
+    membership::spent,
     network::{Dial, client_at},
     peer_server::PeerServer,
     types::Address,
@@ -67,6 +68,14 @@ pub enum Error {
         join: String,
         /// That peer's REST address.
         rest: String,
+    },
+    /// The node's id was removed from the cluster it wants to join.
+    #[error("cluster {cluster} cannot be joined: {why}: start this node again with another --id")]
+    Removed {
+        /// The cluster.
+        cluster: String,
+        /// When, and why that is for ever.
+        why: String,
     },
     /// A peer keeps the id of a cluster that never began.
     #[error(
@@ -141,6 +150,9 @@ async fn join(config: &Config, peer: &str, server: &PeerServer, dial: &Dial) -> 
         .into_inner();
     if answer.cluster_id.is_empty() {
         return Err(refused("it belongs to no cluster yet".into()));
+    }
+    if let Some(revision) = answer.removed_at_revision {
+        return Err(Error::Removed { cluster: answer.cluster_id, why: spent(config.id, revision) });
     }
     if answer.knows_you {
         return Err(Error::Wiped {

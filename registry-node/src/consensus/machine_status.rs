@@ -1,6 +1,9 @@
 //! What a node tells operators of itself and of the cluster.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use openraft::{ServerState, async_runtime::watch::WatchReceiver};
 
@@ -97,6 +100,12 @@ pub struct NodeStatus {
     pub disk_free: Option<u64>,
     /// Why its disk takes no proposals; none if it does.
     pub disk_full: Option<String>,
+    /// What an operator must look at.
+    pub alarm: Option<String>,
+    /// Rounds that read points took of this node's quorum while it led.
+    pub quorum_rounds: u64,
+    /// Questions that they took to a leader elsewhere.
+    pub leader_rounds: u64,
 }
 
 impl Consensus {
@@ -132,7 +141,16 @@ impl Consensus {
             revision,
             disk_free: self.0.space.free(),
             disk_full: self.0.space.for_proposals().err().map(|full| full.to_string()),
+            alarm: self.alarm(),
+            quorum_rounds: self.0.read_rounds[0].load(Ordering::Relaxed),
+            leader_rounds: self.0.read_rounds[1].load(Ordering::Relaxed),
         }
+    }
+
+    /// What an operator must look at: that this node takes no part, or that nodes disagree.
+    pub fn alarm(&self) -> Option<String> {
+        let halted = self.0.halted.get().cloned().or_else(|| self.quarantined());
+        halted.or_else(|| self.0.alarm.lock().expect("no panic while it is held").clone())
     }
 
     /// The members, in order of their ids.

@@ -3,11 +3,13 @@
 //! Every node takes every call: [`Consensus::propose`] and [`Consensus::read_barrier`] go to the leader, here or
 //! over the peers' port, and keep trying until their deadline as long as it is certain that nothing happened.
 
+mod audit;
 mod bootstrap;
 mod codec;
 mod forwarder;
 mod log_store;
 mod machine_status;
+mod membership;
 mod network;
 mod offline;
 #[cfg(test)]
@@ -15,6 +17,7 @@ pub(crate) mod offline_tests;
 mod peer_server;
 mod proposer;
 mod quarantine;
+mod reads;
 mod runtime;
 #[doc(hidden)]
 pub mod seam;
@@ -24,25 +27,32 @@ mod tests;
 mod types;
 
 use std::{
-    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use openraft::{
-    ChangeMembers, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy,
-    async_runtime::watch::WatchReceiver,
-    errors::{ClientWriteError, RaftError},
-};
+use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
 
+use self::{
+    audit::Marks,
+    forwarder::Forwarder,
+    log_store::LogStore,
+    membership::MEMBERSHIP_TIMEOUT,
+    network::{Network, Peers},
+    proposer::Proposer,
+    quarantine::Quarantine,
+    reads::ReadPoints,
+    state_machine::Machine,
+    types::{LogId, Types},
+};
 pub use self::{
     bootstrap::{Error as BootstrapError, identity_in},
     codec::Identity,
@@ -52,15 +62,6 @@ pub use self::{
     peer_server::{PeerServer, PeerService, Renew},
     proposer::{Outcome, Reply},
     types::{Address, Sealed},
-};
-use self::{
-    forwarder::Forwarder,
-    log_store::LogStore,
-    network::{Network, Peers},
-    proposer::Proposer,
-    quarantine::Quarantine,
-    state_machine::Machine,
-    types::{LogId, Types},
 };
 use crate::{
     catalog::{InstanceId, Proposal, Provenance},
@@ -75,14 +76,8 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(50);
 /// A read's confirmation by a quorum takes a round trip; longer means that there is none.
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a leader that stops waits for its successor.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Log entries that a learner may be behind and still be given a vote; replicated within a heartbeat or two.
-const PROMOTION_LAG_MAX: u64 = 100;
 /// How long consensus may take to stop: what it has acknowledged is on disk already.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a membership change may take: a learner may need a snapshot first.
-const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why consensus could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -161,6 +156,18 @@ struct Inner {
     proposer: Proposer,
     forwarder: Forwarder,
     peers: Peers,
+    /// Read points of this node as the leader, for itself and for followers that ask.
+    read_points: ReadPoints,
+    /// Read points asked of another leader.
+    forwarded_reads: ReadPoints,
+    /// Rounds that read points took here, and questions that they took to a leader elsewhere.
+    read_rounds: [AtomicU64; 2],
+    /// What this node's catalog hashed to, to compare.
+    marks: Marks,
+    /// What an operator must look at.
+    alarm: Mutex<Option<String>>,
+    /// Why this node takes no part any more.
+    halted: OnceLock<String>,
     started: Instant,
     /// Milliseconds from `started` to when a leader was last heard of.
     heard_ms: AtomicU64,
@@ -217,7 +224,7 @@ impl Consensus {
         let space = store.space().clone();
         let log = LogStore::open(store.clone(), &recovered).await.map_err(damaged)?;
         let machine = Machine::open(hub.clone(), store.clone(), recovered.snapshot).map_err(damaged)?;
-        let applied = machine.applied();
+        let (applied, marks) = (machine.applied(), machine.marks());
         let peers = Peers::new(config, place.cluster_id.clone(), dial);
         let network = Network::new(peers.clone());
         let settings = Config { enable_elect: recovered.quarantine.is_none(), ..settings(config)? };
@@ -232,6 +239,8 @@ impl Consensus {
         }
         let (lead, following) = latest::channel(Lead::Nowhere);
         tracker.spawn(scoped(follow_lead(raft.clone(), config.id, lead)));
+        let (read_points, here) = ReadPoints::new();
+        let (forwarded_reads, elsewhere) = ReadPoints::new();
         let consensus = Self(Arc::new(Inner {
             proposer: Proposer::start(raft.clone(), space.clone(), tracker),
             forwarder: Forwarder::start(peers.clone(), following.clone(), tracker),
@@ -252,17 +261,32 @@ impl Consensus {
             lead: following,
             applied,
             peers,
+            read_points,
+            forwarded_reads,
+            read_rounds: Default::default(),
+            marks,
+            alarm: Mutex::default(),
+            halted: OnceLock::new(),
             started: Instant::now(),
             heard_ms: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
         }));
+        // The rounds end with the last handle, so they hold none.
+        let (asker, forwarder) = (Arc::downgrade(&consensus.0), Arc::downgrade(&consensus.0));
+        tracker.spawn(scoped(here.answer(async move || Self::upgraded(&asker)?.ask_quorum().await)));
+        tracker.spawn(scoped(elsewhere.answer(async move || Self::upgraded(&forwarder)?.ask_leader().await)));
         tracker.spawn(scoped(consensus.clone().catch_up()));
         tracker.spawn(scoped(consensus.clone().note_company()));
         if let Some(quarantine) = recovered.quarantine {
             tracker.spawn(scoped(consensus.clone().come_back(quarantine)));
         }
+        tracker.spawn(scoped(consensus.clone().audit()));
         server.open(consensus.clone());
         Ok(consensus)
+    }
+
+    fn upgraded(inner: &Weak<Inner>) -> Result<Self, Error> {
+        inner.upgrade().map(Self).ok_or_else(|| Error::NotReady { why: "it is stopping".into() })
     }
 
     /// Asks for a read point until one is reached: from then on this node may answer from what it has applied.
@@ -286,7 +310,27 @@ impl Consensus {
 
     /// Who leads.
     pub fn lead(&self) -> Lead {
-        self.0.lead.borrow().clone()
+        match self.0.halted.get() {
+            Some(_) => Lead::Nowhere,
+            None => self.0.lead.borrow().clone(),
+        }
+    }
+
+    /// Stops taking part until the process is started again: no vote, no lead, no answer but why.
+    async fn halt(&self, why: String) {
+        if self.0.halted.set(why.clone()).is_err() {
+            return;
+        }
+        tracing::error!(node = self.0.id, "this node takes no part any more: {why}");
+        if matches!(*self.0.lead.borrow(), Lead::Here { .. }) {
+            let _ = self.transfer(None).await; // where nobody can take over, the others elect
+        }
+        self.stop().await;
+    }
+
+    /// Fails if this node takes no part any more.
+    fn takes_part(&self) -> Result<(), Error> {
+        self.0.halted.get().map_or(Ok(()), |why| Err(Error::NotReady { why: why.clone() }))
     }
 
     /// Returns when the lead has changed, or after a moment, at the latest at the deadline.
@@ -300,7 +344,7 @@ impl Consensus {
     /// longest election time-out: then no other node can lead.
     pub fn confirmed_term(&self) -> Option<u64> {
         let inner = &self.0;
-        let Lead::Here { term } = *inner.lead.borrow() else { return None };
+        let Lead::Here { term } = self.lead() else { return None };
         let applied_own = (*inner.applied.borrow())
             .is_some_and(|id| id.leader_id.term == term && id.leader_id.node_id == inner.id);
         (applied_own && self.heard_quorum()).then_some(term)
@@ -316,6 +360,7 @@ impl Consensus {
         let bytes = sealed.bytes.clone();
         let mut next = sealed;
         loop {
+            self.takes_part()?;
             let (reply, outcome) = oneshot::channel();
             self.submit(next, deadline, Reply::One(reply));
             match bounded(deadline, answered(outcome)).await {
@@ -334,6 +379,7 @@ impl Consensus {
             return reply.send(Err(error));
         }
         match *inner.lead.borrow() {
+            _ if inner.halted.get().is_some() => reply.send(Err(Error::NoLeader)),
             Lead::Here { .. } => inner.proposer.submit(sealed, reply),
             Lead::Elsewhere { .. } => inner.forwarder.submit(sealed.bytes, deadline, reply),
             Lead::Nowhere => reply.send(Err(Error::NoLeader)),
@@ -370,9 +416,10 @@ impl Consensus {
     /// The same for this node's own sake, whether it may answer others or not.
     async fn read_point(&self, deadline: Instant) -> Result<(), Error> {
         loop {
+            self.takes_part()?;
             let attempt = match self.lead() {
                 Lead::Here { .. } => self.read_index_here(deadline).await,
-                Lead::Elsewhere { id, address } => self.0.peers.read_index(id, &address, deadline).await,
+                Lead::Elsewhere { .. } => by_deadline(deadline, self.0.forwarded_reads.next()).await,
                 Lead::Nowhere => Err(Error::NoLeader),
             };
             // A read point is good for one attempt: a retry asks for a new one.
@@ -388,12 +435,38 @@ impl Consensus {
         }
     }
 
-    /// The read point of a read that begins now, if this node leads and a quorum confirms it.
+    /// The read point of a read that begins now, if this node leads and a quorum confirms it. Reads that begin
+    /// together share it.
     pub async fn read_index_here(&self, deadline: Instant) -> Result<u64, Error> {
-        let until = deadline.min(Instant::now() + READ_INDEX_TIMEOUT);
-        match tokio::time::timeout_at(until, self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
-            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
-            _ => Err(Error::NoLeader),
+        by_deadline(deadline, self.0.read_points.next()).await
+    }
+
+    /// One round of this leader's quorum.
+    async fn ask_quorum(&self) -> Result<u64, Error> {
+        self.0.read_rounds[0].fetch_add(1, Ordering::Relaxed);
+        let asked = async {
+            let linearizer = self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+            linearizer.map(|linearizer| linearizer.read_log_id().index()).map_err(|_| Error::NoLeader)
+        };
+        self.while_lead_stays(asked).await
+    }
+
+    /// One question to the leader elsewhere.
+    async fn ask_leader(&self) -> Result<u64, Error> {
+        let Lead::Elsewhere { id, address } = self.lead() else { return Err(Error::NoLeader) };
+        self.0.read_rounds[1].fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + READ_INDEX_TIMEOUT;
+        self.while_lead_stays(self.0.peers.read_index(id, &address, deadline)).await
+    }
+
+    /// A round's outcome, or that there is none: in time, and from the leader that was asked.
+    async fn while_lead_stays(&self, round: impl Future<Output = Result<u64, Error>>) -> Result<u64, Error> {
+        let mut lead = self.0.lead.clone();
+        lead.mark_unchanged();
+        tokio::select! {
+            biased;
+            point = tokio::time::timeout(READ_INDEX_TIMEOUT, round) => point.unwrap_or(Err(Error::NoLeader)),
+            _ = lead.changed() => Err(Error::NoLeader),
         }
     }
 
@@ -409,6 +482,7 @@ impl Consensus {
     /// Whether this node has once been up to date since it started: before that it answers nothing.
     pub fn caught_up(&self) -> Result<(), Error> {
         self.0.quarantine.check()?;
+        self.takes_part()?;
         match self.0.caught_up.load(Ordering::Acquire) {
             true => Ok(()),
             false => {
@@ -491,96 +565,6 @@ impl Consensus {
         self.0.heard_ms.store(self.0.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Adds a learner. The leader only.
-    pub async fn add_learner(&self, member: Member) -> Result<(), Error> {
-        let address = Address { name: member.name, peer: member.peer, grpc: member.grpc, rest: member.rest };
-        membership(false, self.0.raft.add_learner(member.id, address, false)).await
-    }
-
-    /// Gives a learner a vote. The leader only; refused until it has nearly caught up: a voter that is behind or
-    /// away counts for the quorum, and taking it out again would need one.
-    pub async fn promote(&self, id: u64) -> Result<(), Error> {
-        self.has_caught_up(id)?;
-        membership(
-            true,
-            self.0.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true),
-        )
-        .await
-    }
-
-    fn has_caught_up(&self, id: u64) -> Result<(), Error> {
-        let metrics = self.0.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
-        let refused = |why: String| Err(Error::Refused { why });
-        let Some(matched) = replication.get(&id) else {
-            return refused(format!("node {id} is no member: add it first"));
-        };
-        let heard = metrics.heartbeat.as_ref().and_then(|acked| *acked.get(&id)?);
-        let fresh =
-            |at: openraft::TokioInstant| openraft::Instant::elapsed(&at) < 2 * self.0.timers.election_max;
-        if matched.is_none() || !heard.is_some_and(|at| fresh(at.into_inner())) {
-            return refused(format!("node {id} does not answer: start it first"));
-        }
-        let (last, at) = (metrics.last_log_index.unwrap_or(0), matched.map_or(0, |id| id.index));
-        if last.saturating_sub(at) > PROMOTION_LAG_MAX {
-            return refused(format!(
-                "node {id} has caught up to log index {at} of {last} only: try again when it has"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Takes a member out. The leader only.
-    pub async fn remove(&self, id: u64) -> Result<(), Error> {
-        let voter = self.0.raft.voter_ids().any(|voter| voter == id);
-        if voter {
-            membership(
-                true,
-                self.0.raft.change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false),
-            )
-            .await
-        } else {
-            membership(
-                false,
-                self.0.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false),
-            )
-            .await
-        }
-    }
-
-    /// Hands leadership over and waits until it is gone. The leader only.
-    pub async fn transfer(&self, to: Option<u64>) -> Result<(), Error> {
-        let heir = {
-            let metrics = self.0.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
-            let voters: BTreeSet<u64> =
-                metrics.membership_config.voter_ids().filter(|id| *id != self.0.id).collect();
-            let ahead =
-                replication.iter().filter(|(id, _)| voters.contains(id)).max_by_key(|(_, matched)| **matched);
-            match to {
-                Some(to) if !voters.contains(&to) => {
-                    return Err(Error::Refused { why: format!("node {to} is no other voter") });
-                }
-                to => to.or(ahead.map(|(id, _)| *id)),
-            }
-        };
-        let heir = heir.ok_or_else(|| Error::Refused { why: "there is no other voter".into() })?;
-        self.0
-            .raft
-            .trigger()
-            .transfer_leader(heir)
-            .await
-            .map_err(|e| Error::Unknown { why: e.to_string() })?;
-        let mut lead = self.0.lead.clone();
-        let gone = lead.wait_for(|lead| !matches!(lead, Lead::Here { .. }));
-        match tokio::time::timeout(TRANSFER_TIMEOUT, gone).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::Unknown { why: format!("node {heir} has not taken over yet") }),
-        }
-    }
-
     /// Takes a snapshot and returns the log index it reaches.
     pub async fn snapshot(&self) -> Result<u64, Error> {
         let wanted = (*self.0.applied.borrow()).map_or(0, |id| id.index);
@@ -595,15 +579,6 @@ impl Consensus {
         Ok(taken.snapshot.map_or(0, |id| id.index))
     }
 
-    /// Hands leadership over, if this node has it and another can take it.
-    pub async fn hand_over(&self) {
-        if matches!(self.lead(), Lead::Here { .. })
-            && let Err(error) = self.transfer(None).await
-        {
-            tracing::info!(%error, "leadership was not handed over: the others elect");
-        }
-    }
-
     /// Stops, or gives up waiting for a disk that hangs.
     pub async fn stop(&self) {
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.0.raft.shutdown()).await;
@@ -614,8 +589,12 @@ impl Consensus {
         let mut metrics = self.0.raft.metrics();
         while metrics.borrow_watched().running_state.is_ok() {
             if metrics.changed().await.is_err() {
-                return;
+                break;
             }
+        }
+        if self.0.halted.get().is_some() {
+            // It stopped on purpose and goes on saying why.
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -644,6 +623,14 @@ fn stopped() -> Error {
     Error::Unknown { why: "the node stopped".into() }
 }
 
+/// A read point, or that there is none in time.
+async fn by_deadline(
+    deadline: Instant,
+    point: impl Future<Output = Result<u64, Error>>,
+) -> Result<u64, Error> {
+    tokio::time::timeout_at(deadline, point).await.unwrap_or(Err(Error::NoLeader))
+}
+
 /// A proposal's outcome, or that it is not known yet: an entry that was appended may still be committed.
 async fn bounded(
     deadline: Instant,
@@ -651,29 +638,6 @@ async fn bounded(
 ) -> Result<Effect, Error> {
     let late = || Error::Unknown { why: "no quorum has confirmed it in time".into() };
     tokio::time::timeout_at(deadline, outcome).await.unwrap_or_else(|_| Err(late()))
-}
-
-/// Waits for a membership change and says what became of it.
-async fn membership<T>(
-    in_two_steps: bool,
-    change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
-) -> Result<(), Error> {
-    match tokio::time::timeout(MEMBERSHIP_TIMEOUT, change).await {
-        Err(_) => Err(Error::Unknown { why: "the membership change takes longer than expected".into() }),
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(match error.into_api_error() {
-            // Of a change in two steps the first may be done.
-            Some(ClientWriteError::ForwardToLeader(_)) if in_two_steps => {
-                Error::Unknown { why: "leadership was lost".into() }
-            }
-            Some(ClientWriteError::ForwardToLeader(_)) => Error::NoLeader,
-            Some(ClientWriteError::ChangeMembershipError(refused)) => {
-                Error::Refused { why: refused.to_string() }
-            }
-            Some(other) => Error::Unknown { why: other.to_string() },
-            None => Error::NotReady { why: "it is stopping".into() },
-        }),
-    }
 }
 
 /// Mirrors what openraft knows of leadership.

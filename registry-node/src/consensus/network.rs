@@ -24,12 +24,14 @@ use tonic::{Code, Status, body::Body, transport::Endpoint};
 use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    Error, codec,
+    Error,
+    audit::{Answer, MARKS_MAX, Mark},
+    codec,
     state_machine::Machine,
     types::{Address, Chunks, LogId, Snapshot, Types, Vote},
 };
 use crate::{
-    catalog::{InstanceId, decode_outcome},
+    catalog::{HASH_VERSION, InstanceId, decode_outcome},
     config::{Config, Timers},
     watch::Effect,
 };
@@ -134,7 +136,11 @@ impl Peers {
     }
 
     fn client(&self, id: u64, address: &Address, purpose: Purpose) -> RaftClient<Wire> {
-        let url = self.0.overrides.get(&id).map_or_else(|| address.peer.clone(), |to| format!("http://{to}"));
+        self.client_to(id, &address.peer, purpose)
+    }
+
+    fn client_to(&self, id: u64, peer: &str, purpose: Purpose) -> RaftClient<Wire> {
+        let url = self.0.overrides.get(&id).map_or_else(|| peer.to_owned(), |to| format!("http://{to}"));
         let mut channels = self.0.channels.lock().expect("no panic while it is held");
         let known =
             channels.get(&(id, purpose)).filter(|(at, _)| *at == url).map(|(_, channel)| channel.clone());
@@ -175,6 +181,24 @@ impl Peers {
         Ok(by(deadline.min(Instant::now() + super::READ_INDEX_TIMEOUT), client.read_index(request))
             .await?
             .index)
+    }
+
+    /// Asks a peer what its catalog hashed to.
+    pub async fn catalog_marks(&self, id: u64, peer: &str, deadline: Instant) -> Answer {
+        let request = pb::CatalogMarksRequest { header: self.header(id) };
+        let mut client = self.client_to(id, peer, Purpose::Forward);
+        match tokio::time::timeout_at(deadline, client.catalog_marks(request)).await {
+            Ok(Ok(answer)) => {
+                let pb::CatalogMarksResponse { hash_version, marks } = answer.into_inner();
+                let marks = marks.into_iter().map(|pb::CatalogMark { index, hash }| Mark { index, hash });
+                let comparable = if hash_version == HASH_VERSION { MARKS_MAX } else { 0 };
+                Answer::Marks(marks.take(comparable).collect())
+            }
+            Ok(Err(status)) if status.code() == Code::PermissionDenied => {
+                Answer::Removed(status.message().to_owned())
+            }
+            _ => Answer::Silence,
+        }
     }
 
     /// Takes heartbeats to the leader.
@@ -234,6 +258,9 @@ async fn by<T>(
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) if never_sent(&status) || status.code() == Code::FailedPrecondition => {
             Err(Error::NoLeader)
+        }
+        Ok(Err(status)) if status.code() == Code::PermissionDenied => {
+            Err(Error::NotReady { why: status.message().to_owned() })
         }
         Ok(Err(status)) => {
             Err(Error::Unknown { why: format!("the leader did not answer: {}", status.message()) })

@@ -20,11 +20,12 @@ use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming
 use super::{
     Consensus, codec,
     codec::Identity,
+    membership::spent,
     network::{MESSAGE_BYTES_MAX, from_log_id, from_vote, to_log_id, to_peer, to_vote},
     types::{Chunks, Entry, Sealed, Snapshot, SnapshotMeta, Vote},
 };
 use crate::{
-    catalog::{InstanceId, encode_outcome},
+    catalog::{HASH_VERSION, InstanceId, encode_outcome},
     config::{Config, Origin},
     storage::{Slot, Store},
 };
@@ -133,17 +134,18 @@ impl PeerServer {
         Ok(())
     }
 
-    /// Whether the asker's id is a member's. For one that joins it must be certain: a node that lags could have
-    /// missed that it was added.
-    async fn knows(&self, asker: &pb::IdentifyRequest) -> Result<bool, Status> {
-        let Some(consensus) = self.0.consensus.get() else { return Ok(false) };
+    /// Whether the asker's id is a member's, and when it was removed if it was. For one that joins it must be
+    /// certain: a node that lags could have missed that it was added.
+    async fn knows(&self, asker: &pb::IdentifyRequest) -> Result<(bool, Option<u64>), Status> {
+        let Some(consensus) = self.0.consensus.get() else { return Ok((false, None)) };
         if asker.joining {
             let read = consensus.read_barrier(Instant::now() + KNOWS_TIMEOUT).await;
             read.map_err(|error| {
                 Status::unavailable(format!("whether your id is free cannot be said now: {error}"))
             })?;
         }
-        Ok(consensus.members().iter().any(|member| member.id == asker.from))
+        let known = consensus.members().iter().any(|member| member.id == asker.from);
+        Ok((known, consensus.retired_at(asker.from)))
     }
 
     /// The node's part in the cluster that the caller names.
@@ -169,13 +171,24 @@ impl PeerServer {
         }
         Ok(consensus)
     }
+
+    /// The same where the caller may not be a node that was removed: it does not know, and must not disturb. What
+    /// replicates is left to Raft, whose leader is told by its term.
+    fn member(&self, header: Option<&pb::PeerHeader>) -> Result<&Consensus, Status> {
+        let consensus = self.checked(header)?;
+        let from = header.map_or(0, |header| header.from);
+        match consensus.retired_at(from) {
+            Some(revision) => Err(Status::permission_denied(spent(from, revision))),
+            None => Ok(consensus),
+        }
+    }
 }
 
 impl PeerServer {
     /// The same for calls about votes: a node that may have lost entries must not help to elect anybody, itself
     /// included.
     fn voting(&self, header: Option<&pb::PeerHeader>) -> Result<&Consensus, Status> {
-        let consensus = self.checked(header)?;
+        let consensus = self.member(header)?;
         consensus.0.quarantine.check().map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(consensus)
     }
@@ -320,7 +333,7 @@ impl raft_server::Raft for PeerServer {
         request: Request<pb::ProposeRequest>,
     ) -> Result<Response<pb::ProposeResponse>, Status> {
         let request = request.into_inner();
-        let consensus = self.checked(request.header.as_ref())?;
+        let consensus = self.member(request.header.as_ref())?;
         if request.commands.len() > FORWARDED_MAX {
             return Err(Status::resource_exhausted(format!("at most {FORWARDED_MAX} proposals in one call")));
         }
@@ -344,7 +357,7 @@ impl raft_server::Raft for PeerServer {
         request: Request<pb::ReadIndexRequest>,
     ) -> Result<Response<pb::ReadIndexResponse>, Status> {
         let request = request.into_inner();
-        let consensus = self.checked(request.header.as_ref())?;
+        let consensus = self.member(request.header.as_ref())?;
         let index = consensus.read_index_here(Instant::now() + FORWARDED_TIMEOUT).await;
         let index = index.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(pb::ReadIndexResponse { index }))
@@ -355,7 +368,7 @@ impl raft_server::Raft for PeerServer {
         request: Request<pb::PeerHeartbeatRequest>,
     ) -> Result<Response<pb::PeerHeartbeatResponse>, Status> {
         let request = request.into_inner();
-        self.checked(request.header.as_ref())?;
+        self.member(request.header.as_ref())?;
         let renew =
             self.0.renew.get().ok_or_else(|| Status::failed_precondition("this node is still starting"))?;
         if request.beats.len() > FORWARDED_MAX {
@@ -371,16 +384,29 @@ impl raft_server::Raft for PeerServer {
         Ok(Response::new(pb::PeerHeartbeatResponse { renewed }))
     }
 
+    async fn catalog_marks(
+        &self,
+        request: Request<pb::CatalogMarksRequest>,
+    ) -> Result<Response<pb::CatalogMarksResponse>, Status> {
+        let consensus = self.member(request.into_inner().header.as_ref())?;
+        // What a node in quarantine holds is known to be wrong, or not whole yet: it is no news to others.
+        let marks = if consensus.0.quarantine.is_on() { Vec::new() } else { consensus.0.marks.all() };
+        let marks = marks.into_iter();
+        let marks = marks.map(|mark| pb::CatalogMark { index: mark.index, hash: mark.hash }).collect();
+        Ok(Response::new(pb::CatalogMarksResponse { hash_version: HASH_VERSION, marks }))
+    }
+
     async fn identify(
         &self,
         request: Request<pb::IdentifyRequest>,
     ) -> Result<Response<pb::IdentifyResponse>, Status> {
         let config = &self.0.config;
-        let knows_you = self.knows(&request.into_inner()).await?;
+        let (knows_you, removed_at_revision) = self.knows(&request.into_inner()).await?;
         Ok(Response::new(pb::IdentifyResponse {
             node_id: config.id,
             cluster_id: self.identity().map(|identity| identity.cluster_id).unwrap_or_default(),
             knows_you,
+            removed_at_revision,
             initialised: self.0.initialised || self.0.consensus.get().is_some_and(Consensus::is_initialised),
             name: config.name.clone(),
             peer: config.advertise.peer.clone(),

@@ -1,6 +1,6 @@
 //! Raft's state machine: applies committed entries to the catalog behind the hub, builds and installs snapshots.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
@@ -11,6 +11,7 @@ use openraft::{
 use tracing::{info, warn};
 
 use super::{
+    audit::{MARK_EVERY, Marks},
     codec,
     types::{Chunks, LogId, Snapshot, SnapshotMeta, StoredMembership, Types},
 };
@@ -29,13 +30,15 @@ pub struct Machine {
     store: Store,
     applied: latest::Sender<Option<LogId>>,
     membership: StoredMembership,
+    marks: Marks,
 }
 
 impl Machine {
     /// Begins with the newest snapshot, if there is one.
     pub fn open(hub: Hub, store: Store, snapshot: Option<storage::Snapshot>) -> Result<Self, String> {
         let (applied, _) = latest::channel(None);
-        let mut machine = Self { hub, store, applied, membership: StoredMembership::default() };
+        let mut machine =
+            Self { hub, store, applied, membership: StoredMembership::default(), marks: Marks::default() };
         if let Some(snapshot) = snapshot {
             let meta = codec::decode_snapshot_meta(&snapshot.meta)
                 .map_err(|e| format!("the snapshot's description: {e}"))?;
@@ -50,7 +53,21 @@ impl Machine {
         self.applied.subscribe()
     }
 
+    /// What the catalog hashed to on the way.
+    pub fn marks(&self) -> Marks {
+        self.marks.clone()
+    }
+
+    /// Moves on to another membership; who is no longer in it never comes back.
+    fn change_members(&mut self, membership: StoredMembership) {
+        let members: BTreeSet<u64> = membership.nodes().map(|(id, _)| *id).collect();
+        let gone = self.membership.nodes().map(|(id, _)| *id).filter(|id| !members.contains(id));
+        self.hub.retire_nodes(gone);
+        self.membership = membership;
+    }
+
     fn adopt(&mut self, meta: &SnapshotMeta, catalog: Catalog) {
+        self.marks.restart(index_of(meta), catalog.hash());
         self.hub.install(catalog);
         self.membership = meta.last_membership.clone();
         self.applied.send_replace(meta.last_log_id);
@@ -77,14 +94,20 @@ impl RaftStateMachine<Types> for Machine {
                     self.hub.apply(id.leader_id.term, batch.0.iter().map(|sealed| &sealed.proposal))
                 }
                 EntryPayload::Membership(membership) => {
-                    self.membership = StoredMembership::new(Some(id), membership);
+                    self.change_members(StoredMembership::new(Some(id), membership));
                     Vec::new()
                 }
             };
+            if id.index.is_multiple_of(MARK_EVERY) {
+                self.marks.note(id.index, self.hub.read(Catalog::hash));
+            }
             self.applied.send_replace(Some(id));
             if let Some(responder) = responder {
                 responder.send(effects);
             }
+        }
+        if let Some(id) = *self.applied.borrow() {
+            self.marks.note(id.index, self.hub.read(Catalog::hash));
         }
         Ok(())
     }

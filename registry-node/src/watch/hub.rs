@@ -106,6 +106,12 @@ impl Hub {
         effects
     }
 
+    /// Notes that nodes were removed from the cluster.
+    pub fn retire_nodes(&self, ids: impl Iterator<Item = u64>) {
+        let mut state = self.write();
+        ids.for_each(|id| Arc::make_mut(&mut state.catalog).retire_node(id));
+    }
+
     /// Replaces the catalog by a snapshot's; watchers behind it start over from it.
     pub fn install(&self, catalog: Catalog) {
         let revision = catalog.revision();

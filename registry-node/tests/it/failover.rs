@@ -117,3 +117,45 @@ async fn heartbeats_with_jitter_keep_an_instance_listed_throughout() {
         sleep(Duration::from_millis(250)).await;
     }
 }
+
+/// A leader whose questions arrive and whose answers are lost keeps its followers content while it can commit
+/// nothing. It must give way, and follow once it hears again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_hears_nobody_gives_way() {
+    let (mut cluster, links) = Cluster::start_linked(3).await;
+    let deaf = cluster.leader().await;
+    let follower = (deaf + 1) % 3;
+    let base = format!("{}/api/v1/services", cluster.nodes[follower].rest);
+    assert_eq!(call("POST", &format!("{base}/register"), &body("before")).await.status, 201);
+    links.iter().filter(|link| link.from == deaf).for_each(|link| link.mute(true));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reply = try_call("POST", &format!("{base}/register"), &body("after")).await;
+        if reply.as_ref().is_ok_and(|reply| matches!(reply.status, 200 | 201)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "nobody took over: {reply:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let status = call("GET", &format!("{}/v1/status", cluster.nodes[follower].rest), "").await.json();
+    assert_ne!(status["header"]["leader"]["rest"], cluster.nodes[deaf].rest.as_str(), "{status}");
+    links.iter().for_each(|link| link.mute(false));
+    cluster.wait_ready().await;
+    let mut ids = listed(&cluster.nodes[deaf].rest).await;
+    ids.sort();
+    assert_eq!(ids, ["after", "before"]);
+}
+
+/// SIGTERM: the lead is somebody else's before the leader ends, without an election time-out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_told_to_stop_hands_over() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    let base = format!("{}/api/v1/services", cluster.nodes[(leader + 1) % 3].rest);
+    assert_eq!(call("POST", &format!("{base}/register"), &body("first")).await.status, 201);
+    assert_eq!(cluster.nodes[leader].stop().await, Some(0));
+    let log = cluster.nodes[leader].log();
+    assert!(log.contains("stopping") && !log.contains("was not handed over"), "{log}");
+    assert_eq!(call("POST", &format!("{base}/register"), &body("second")).await.status, 201);
+    assert_ne!(cluster.leader().await, leader);
+}

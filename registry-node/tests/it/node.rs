@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::links::Link;
 use super::wire;
 
 /// How long anything may take that is not bounded by a promise, on a machine that is busy compiling.
@@ -49,11 +50,36 @@ impl Cluster {
 
     /// The same with the nodes' directories in `data`, and the logs elsewhere.
     pub async fn start_on(data: Option<&Path>, count: usize, flags: &[&str]) -> Cluster {
+        Self::start_with(data, count, |_, _| flags.iter().map(|flag| (*flag).to_owned()).collect()).await
+    }
+
+    /// The same where each node reaches each other through a link of its own.
+    pub async fn start_linked(count: usize) -> (Cluster, Vec<Link>) {
+        let mut links = Vec::new();
+        let cluster = Self::start_with(None, count, |from, peers| {
+            let others = (0..count).filter(|to| *to != from);
+            let mine: Vec<Link> = others.map(|to| Link::open(from, to, peers[to].clone())).collect();
+            let overrides: Vec<String> =
+                mine.iter().map(|link| format!("{}={}", link.to + 1, link.address)).collect();
+            links.extend(mine);
+            vec!["--peer-override".to_owned(), overrides.join(",")]
+        })
+        .await;
+        (cluster, links)
+    }
+
+    async fn start_with(
+        data: Option<&Path>,
+        count: usize,
+        mut flags: impl FnMut(usize, &[String]) -> Vec<String>,
+    ) -> Cluster {
         let turn = TURN.lock().await;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ports = free_ports(3 * count);
-        let peer = |index: usize| format!("127.0.0.1:{}", ports[3 * index + 2]);
-        let members: Vec<String> = (0..count).map(|index| format!("{}={}", index + 1, peer(index))).collect();
+        let peers: Vec<String> =
+            (0..count).map(|index| format!("127.0.0.1:{}", ports[3 * index + 2])).collect();
+        let members: Vec<String> =
+            peers.iter().enumerate().map(|(index, peer)| format!("{}={peer}", index + 1)).collect();
         let node = |index: usize| {
             let (rest, grpc) = (ports[3 * index], ports[3 * index + 1]);
             let mut args = vec!["--id".to_owned(), (index + 1).to_string()];
@@ -61,8 +87,13 @@ impl Cluster {
             args.extend(["--dir".to_owned(), path.display().to_string()]);
             args.extend(["--rest".to_owned(), format!("127.0.0.1:{rest}")]);
             args.extend(["--grpc".to_owned(), format!("127.0.0.1:{grpc}")]);
-            args.extend(["--peer".to_owned(), peer(index), "--members".to_owned(), members.join(",")]);
-            args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+            args.extend([
+                "--peer".to_owned(),
+                peers[index].clone(),
+                "--members".to_owned(),
+                members.join(","),
+            ]);
+            args.extend(flags(index, &peers));
             let log = dir.path().join(format!("node-{}.log", index + 1));
             let (rest, grpc) = (format!("http://127.0.0.1:{rest}"), format!("http://127.0.0.1:{grpc}"));
             Node { rest, grpc, args, log, process: None }
@@ -100,6 +131,11 @@ impl Cluster {
         for node in self.nodes.iter_mut().filter(|node| node.process.is_some()) {
             node.wait_ready().await;
         }
+    }
+
+    /// Where the running nodes answer REST.
+    pub fn running(&self) -> Vec<String> {
+        self.nodes.iter().filter(|node| node.process.is_some()).map(|node| node.rest.clone()).collect()
     }
 
     /// The index of the leader, once all running nodes agree on one that is running.
@@ -152,6 +188,20 @@ impl Node {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it is ours");
     }
 
+    /// The same, and waits until it has ended; gives its exit code.
+    pub async fn stop(&mut self) -> Option<i32> {
+        self.terminate();
+        let code = self.exit_code().await;
+        self.process = None;
+        code
+    }
+
+    /// Where it keeps everything.
+    pub fn dir(&self) -> PathBuf {
+        let flag = self.args.iter().position(|arg| arg == "--dir").expect("every node has one");
+        PathBuf::from(&self.args[flag + 1])
+    }
+
     /// Waits until it answers linearizable reads; with its log if it never does.
     pub async fn wait_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -160,12 +210,6 @@ impl Node {
             assert!(exited.is_none() && Instant::now() < deadline, "{exited:?}: {}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    }
-
-    /// Where everything durable of it is kept.
-    pub fn dir(&self) -> PathBuf {
-        let flag = self.args.iter().position(|arg| arg == "--dir").expect("every node has one");
-        PathBuf::from(&self.args[flag + 1])
     }
 
     /// Empties its directory; it must not run.

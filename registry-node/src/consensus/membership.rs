@@ -1,0 +1,201 @@
+//! Who is a member, and who leads next: the operator's changes, each refused where it would harm the cluster.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use openraft::{
+    ChangeMembers, RaftMetrics,
+    async_runtime::watch::WatchReceiver,
+    errors::{ClientWriteError, RaftError},
+};
+use tokio::time::Instant;
+
+use super::{
+    Consensus, Error, Lead, READ_INDEX_TIMEOUT,
+    machine_status::Member,
+    types::{Address, Types},
+};
+
+/// How long a leader that stops waits for its successor.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Log entries that a learner may be behind and still be given a vote; replicated within a heartbeat or two.
+const PROMOTION_LAG_MAX: u64 = 100;
+/// How long a membership change may take: a learner may need a snapshot first.
+pub(super) const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Consensus {
+    /// Adds a learner. The leader only; refused for the id of a node that was removed.
+    pub async fn add_learner(&self, member: Member) -> Result<(), Error> {
+        // What was removed before this call is known after it.
+        self.read_barrier(Instant::now() + READ_INDEX_TIMEOUT).await?;
+        if let Some(revision) = self.retired_at(member.id) {
+            return Err(Error::Refused { why: spent(member.id, revision) });
+        }
+        let address = Address { name: member.name, peer: member.peer, grpc: member.grpc, rest: member.rest };
+        outcome(false, self.0.raft.add_learner(member.id, address, false)).await
+    }
+
+    /// Gives a learner a vote. The leader only; refused until it has nearly caught up: a voter that is behind or
+    /// away counts for the quorum, and taking it out again would need one.
+    pub async fn promote(&self, id: u64) -> Result<(), Error> {
+        self.has_caught_up(id)?;
+        let mut voters = self.voters();
+        voters.insert(id);
+        self.would_work(&voters).await?;
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        outcome(true, self.0.raft.change_membership(change, true)).await
+    }
+
+    /// Takes a member out for good. The leader only; refused where those who are left could not decide anything.
+    pub async fn remove(&self, id: u64) -> Result<(), Error> {
+        let mut voters = self.voters();
+        let only = BTreeSet::from([id]);
+        if voters.remove(&id) {
+            self.would_work(&voters).await?;
+            outcome(true, self.0.raft.change_membership(ChangeMembers::RemoveVoters(only), false)).await
+        } else {
+            outcome(false, self.0.raft.change_membership(ChangeMembers::RemoveNodes(only), false)).await
+        }
+    }
+
+    /// The members with a vote; of two sets while they change, both.
+    pub(super) fn voters(&self) -> BTreeSet<u64> {
+        self.0.raft.voter_ids().collect()
+    }
+
+    /// The revision at which the node of this id was removed, if it was, as far as this node has applied.
+    pub(super) fn retired_at(&self, id: u64) -> Option<u64> {
+        self.0.hub.read(|catalog| catalog.retired_node(id))
+    }
+
+    fn has_caught_up(&self, id: u64) -> Result<(), Error> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
+        let refused = |why: String| Err(Error::Refused { why });
+        let Some(matched) = replication.get(&id) else {
+            return refused(format!("node {id} is no member: add it first"));
+        };
+        if matched.is_none() || !self.answering(&metrics).contains(&id) {
+            return refused(format!("node {id} does not answer: start it first"));
+        }
+        let (last, at) = (metrics.last_log_index.unwrap_or(0), matched.map_or(0, |id| id.index));
+        if last.saturating_sub(at) > PROMOTION_LAG_MAX {
+            return refused(format!(
+                "node {id} has caught up to log index {at} of {last} only: try again when it has"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses a set of voters of which no majority answers: the change could never be completed or undone. A leader
+    /// that is new has heard nobody yet, so it listens for a while before it refuses.
+    async fn would_work(&self, voters: &BTreeSet<u64>) -> Result<(), Error> {
+        let deadline = Instant::now() + self.lately();
+        loop {
+            let answering = {
+                let metrics = self.0.raft.metrics();
+                let metrics = metrics.borrow_watched();
+                if metrics.replication.is_none() {
+                    return Err(Error::NoLeader);
+                }
+                self.answering(&metrics).intersection(voters).copied().collect::<BTreeSet<u64>>()
+            };
+            if answering.len() > voters.len() / 2 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let why = format!(
+                    "of the voters {voters:?} that this would leave only {answering:?} answer, and no majority could \
+                     decide anything any more: start the others first, or remove one that is away"
+                );
+                return Err(Error::Refused { why });
+            }
+            self.await_change(deadline).await;
+        }
+    }
+
+    /// Who was not heard for so long does not answer.
+    fn lately(&self) -> Duration {
+        2 * self.0.timers.election_max
+    }
+
+    /// The nodes that this leader has heard lately, itself included.
+    fn answering(&self, metrics: &RaftMetrics<Types>) -> BTreeSet<u64> {
+        let lately = self.lately();
+        let heard = metrics.heartbeat.iter().flatten().filter_map(|(id, acked)| acked.map(|at| (*id, at)));
+        let fresh = heard.filter(|(_, at)| openraft::Instant::elapsed(&at.into_inner()) < lately);
+        fresh.map(|(id, _)| id).chain([self.0.id]).collect()
+    }
+
+    /// Hands leadership over and waits until it is gone. The leader only.
+    pub async fn transfer(&self, to: Option<u64>) -> Result<(), Error> {
+        let heir = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
+            let voters: BTreeSet<u64> =
+                metrics.membership_config.voter_ids().filter(|id| *id != self.0.id).collect();
+            let ahead =
+                replication.iter().filter(|(id, _)| voters.contains(id)).max_by_key(|(_, matched)| **matched);
+            match to {
+                Some(to) if !voters.contains(&to) => {
+                    return Err(Error::Refused { why: format!("node {to} is no other voter") });
+                }
+                to => to.or(ahead.map(|(id, _)| *id)),
+            }
+        };
+        let heir = heir.ok_or_else(|| Error::Refused { why: "there is no other voter".into() })?;
+        self.0
+            .raft
+            .trigger()
+            .transfer_leader(heir)
+            .await
+            .map_err(|e| Error::Unknown { why: e.to_string() })?;
+        let mut lead = self.0.lead.clone();
+        let gone = lead.wait_for(|lead| !matches!(lead, Lead::Here { .. }));
+        match tokio::time::timeout(TRANSFER_TIMEOUT, gone).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Unknown { why: format!("node {heir} has not taken over yet") }),
+        }
+    }
+
+    /// Hands leadership over, if this node has it and another can take it.
+    pub async fn hand_over(&self) {
+        if matches!(self.lead(), Lead::Here { .. })
+            && let Err(error) = self.transfer(None).await
+        {
+            tracing::info!(%error, "leadership was not handed over: the others elect");
+        }
+    }
+}
+
+/// What is said of a node whose id was removed.
+pub(super) fn spent(id: u64, revision: u64) -> String {
+    format!(
+        "node {id} was removed at revision {revision}, and its id is spent: it may have voted for what a new node under \
+         it would not know of. Use an id that no member ever had"
+    )
+}
+
+/// Waits for a membership change and says what became of it.
+async fn outcome<T>(
+    in_two_steps: bool,
+    change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
+) -> Result<(), Error> {
+    match tokio::time::timeout(MEMBERSHIP_TIMEOUT, change).await {
+        Err(_) => Err(Error::Unknown { why: "the membership change takes longer than expected".into() }),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(match error.into_api_error() {
+            // Of a change in two steps the first may be done.
+            Some(ClientWriteError::ForwardToLeader(_)) if in_two_steps => {
+                Error::Unknown { why: "leadership was lost".into() }
+            }
+            Some(ClientWriteError::ForwardToLeader(_)) => Error::NoLeader,
+            Some(ClientWriteError::ChangeMembershipError(refused)) => {
+                Error::Refused { why: refused.to_string() }
+            }
+            Some(other) => Error::Unknown { why: other.to_string() },
+            None => Error::NotReady { why: "it is stopping".into() },
+        }),
+    }
+}
