@@ -81,6 +81,12 @@ impl Calls {
         (self.identity.clone(), 1 + self.sequence.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// A name that is this client's and nobody else's, for something of it that numbers its own writes.
+    pub(crate) fn identity(&self) -> String {
+        let number = 1 + self.sequence.fetch_add(1, Ordering::Relaxed);
+        format!("{}.{number}", self.identity)
+    }
+
     /// The call's answer, from whichever node gives one within the client's limit.
     pub(crate) async fn call<C: Call>(&self, call: C) -> Result<Answer<C::Reply>, Error> {
         self.call_within(call, self.limit).await

@@ -15,7 +15,7 @@ use crate::leader_hint::Node;
 use crate::metrics::Metrics;
 use crate::transport::Pieces;
 use crate::transport::call::{self, Call};
-use crate::{Error, EventKind, Instance, Registration, Status, Transport, Watch};
+use crate::{Error, EventKind, Instance, Pipeline, Registration, Status, Transport, Watch};
 
 /// The longest a call takes unless the builder is told otherwise.
 const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -369,6 +369,12 @@ impl Client {
     /// Follows one service, or all. Never fails; needs a tokio runtime, like everything that runs on its own.
     pub fn watch(&self, service: Option<&str>) -> Watch {
         Watch::begin(Arc::clone(&self.calls), service.unwrap_or(""))
+    }
+
+    /// One stream for the calls of many tasks: for programs that keep many instances, or write much. Needs gRPC,
+    /// and a tokio runtime. Clone what it returns rather than asking again: each is a stream of its own.
+    pub fn pipeline(&self) -> Pipeline {
+        Pipeline::begin(Arc::clone(&self.calls))
     }
 
     async fn change_members<C>(&self, call: C) -> Result<Answer<Vec<Member>>, Error>

@@ -34,6 +34,7 @@ mod error;
 mod instance;
 mod leader_hint;
 mod metrics;
+mod pipeline;
 mod registration;
 mod transport;
 mod view;
@@ -44,6 +45,7 @@ pub use client::{
 };
 pub use error::{Code, Error};
 pub use instance::{Instance, Status, TTL_DEFAULT, WEIGHT_DEFAULT};
+pub use pipeline::Pipeline;
 pub use registration::{DRAIN_MIN, Registration, RegistrationState, ShutdownOptions};
 pub use transport::Transport;
 pub use view::View;

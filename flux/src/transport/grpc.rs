@@ -8,7 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::registry::v1 as wire;
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{ConnectError, Status, Streaming, TimeoutExpired};
 use tonic_types::StatusExt;
@@ -55,6 +57,19 @@ impl Grpc {
         let open = wire::WatchRequest { kind: Some(wire::watch_request::Kind::Open(open)) };
         let requests = tokio_stream::once(open).chain(tokio_stream::pending());
         match call::registry(self.channel(node)?).watch(requests).await {
+            Ok(reply) => Ok(reply.into_inner()),
+            Err(status) => Err(failure(&status)),
+        }
+    }
+
+    /// Opens a pipeline. What is sent to `requests` leaves together if it comes together.
+    pub(crate) async fn pipeline(
+        &self,
+        node: &Node,
+        requests: mpsc::UnboundedReceiver<wire::PipelineRequest>,
+    ) -> Result<Streaming<wire::PipelineResponse>, Failure> {
+        let requests = UnboundedReceiverStream::new(requests);
+        match call::registry(self.channel(node)?).pipeline(requests).await {
             Ok(reply) => Ok(reply.into_inner()),
             Err(status) => Err(failure(&status)),
         }

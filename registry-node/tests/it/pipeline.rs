@@ -283,3 +283,68 @@ async fn a_node_that_stops_answers_what_it_took() {
     let more: Vec<_> = listed.difference(&done).filter(|id| !unknown.contains(*id)).collect();
     assert!(more.is_empty(), "{more:?} were never answered, and had an effect");
 }
+
+/// Many tasks share one stream; the leader dies under it; every call succeeds and took effect once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdks_pipeline_outlives_the_leader() {
+    const TASKS: u64 = 100;
+    const ROUNDS: u64 = 20;
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    let endpoints: Vec<String> = cluster.nodes.iter().map(|node| node.grpc.clone()).collect();
+    let client = flux::Client::builder(endpoints).call_timeout(PATIENCE).build().expect("endpoints");
+    let pipeline = client.pipeline();
+    let (tell, mut told) = mpsc::channel(64);
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let (pipeline, tell) = (pipeline.clone(), tell.clone());
+        tasks.spawn(async move {
+            let mut revisions = Vec::new();
+            for round in 0..ROUNDS {
+                let mut instance = flux::Instance::new("piped", "127.0.0.1", 1);
+                instance.id = format!("t-{task}-{round}");
+                instance.ttl = Duration::from_secs(600);
+                let registered = pipeline.register(&instance, flux::WriteOptions::default()).await;
+                let registered = registered.unwrap_or_else(|error| panic!("{task} {round}: {error}"));
+                assert!(!registered.cluster_id.is_empty());
+                assert_eq!(registered.value.url, instance.url);
+                revisions.push(registered.value.reg_rev);
+                let beaten = pipeline.heartbeat(&instance.id, registered.value.reg_rev).await;
+                assert!(beaten.expect("a beat is answered").value, "its lease is held");
+                tell.send(()).await.expect("somebody counts");
+            }
+            revisions
+        });
+    }
+    drop(tell);
+    let mut rounds = 0;
+    while timeout(PATIENCE, told.recv()).await.expect("it goes on").is_some() {
+        rounds += 1;
+        if rounds == TASKS * ROUNDS / 4 {
+            cluster.nodes[leader].kill();
+        }
+    }
+    let revisions: BTreeSet<u64> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(revisions.len() as u64, TASKS * ROUNDS, "each write has a revision of its own");
+    let spread = revisions.last().zip(revisions.first()).map_or(0, |(last, first)| last - first + 1);
+    assert_eq!(spread, TASKS * ROUNDS, "and none took two");
+    let listed = listed(&cluster.nodes[(leader + 1) % 3].rest).await;
+    assert_eq!(listed.len() as u64, TASKS * ROUNDS);
+
+    let draining = pipeline.set_status("t-0-0", flux::Status::Draining, None).await.expect("set");
+    assert_eq!((draining.value.status, draining.value.id.as_str()), (flux::Status::Draining, "t-0-0"));
+    let refused = pipeline.deregister("t-0-0", Some(1 << 40)).await.expect_err("it was never that");
+    assert_eq!((refused.code(), refused.had_no_effect()), (flux::Code::Superseded, true));
+    assert!(pipeline.deregister("t-0-0", None).await.expect("gone").value);
+    assert!(!pipeline.heartbeat("t-0-0", 0).await.expect("answered").value);
+}
+
+/// Without any node, a call ends by its limit and says that nothing happened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdks_pipeline_says_when_nothing_was_sent() {
+    let client = flux::Client::builder(["http://127.0.0.1:1"]).call_timeout(Duration::from_millis(300));
+    let pipeline = client.build().expect("an endpoint").pipeline();
+    let error = pipeline.deregister("nobody", None).await.expect_err("no node is there");
+    assert_eq!((error.code(), error.had_no_effect()), (flux::Code::Unavailable, true), "{error}");
+    assert!(error.is_retryable());
+}
