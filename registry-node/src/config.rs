@@ -67,6 +67,50 @@ pub struct Args {
     /// Keep a file of so many MiB in --dir that is given back when a node has to start on a full disk; 0 for none
     #[arg(long, env = "REGISTRY_BALLAST_MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(..=1 << 10))]
     pub ballast_mib: u64,
+    /// Limits
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// What a node takes on, each bound with a name. A client that meets one is told which.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Connections on one client port; the limit of open files may allow fewer
+    #[arg(long, env = "REGISTRY_CONNECTIONS_MAX", default_value_t = 8_192, value_parser = at_least(1))]
+    pub connections_max: u64,
+    /// Connections on the peers' port; a node needs four to each other node
+    #[arg(long, env = "REGISTRY_PEER_CONNECTIONS_MAX", default_value_t = 256, value_parser = at_least(16))]
+    pub peer_connections_max: u64,
+    /// Concurrent calls on one HTTP/2 connection
+    #[arg(long, env = "REGISTRY_STREAMS_PER_CONNECTION_MAX", default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams_per_connection_max: u32,
+    /// Until a connection's first byte, and until a request's whole head, in milliseconds
+    #[arg(long, env = "REGISTRY_HEAD_TIMEOUT_MS", default_value_t = 10_000, value_parser = at_least(100))]
+    pub head_timeout_ms: u64,
+    /// Until a request's whole body, in milliseconds; streams have no such end
+    #[arg(long, env = "REGISTRY_BODY_TIMEOUT_MS", default_value_t = 10_000, value_parser = at_least(100))]
+    pub body_timeout_ms: u64,
+    /// Watches and polls that follow this node
+    #[arg(long, env = "REGISTRY_WATCHERS_MAX", default_value_t = 20_000, value_parser = at_least(1))]
+    pub watchers_max: u64,
+    /// Of these from one address
+    #[arg(long, env = "REGISTRY_WATCHERS_PER_CLIENT_MAX", default_value_t = 10_000, value_parser = at_least(1))]
+    pub watchers_per_client_max: u64,
+    /// Writes of one pipeline that are not answered; beyond it nothing more is read
+    #[arg(long, env = "REGISTRY_CALLS_IN_FLIGHT_MAX", default_value_t = 4_096, value_parser = at_least(1))]
+    pub calls_in_flight_max: u64,
+    /// Bytes of one request
+    #[arg(long, env = "REGISTRY_MESSAGE_BYTES_MAX", default_value_t = 1 << 20, value_parser = at_least(32 << 10))]
+    pub message_bytes_max: u64,
+    /// Bytes of one record: all its texts, and 8 for each
+    #[arg(long, env = "REGISTRY_RECORD_BYTES_MAX", default_value_t = 16 << 10, value_parser = clap::value_parser!(u64).range(1_024..=24 << 10))]
+    pub record_bytes_max: u64,
+}
+
+fn at_least(min: u64) -> clap::builder::RangedU64ValueParser {
+    // More than any machine has, and within a usize everywhere.
+    clap::builder::RangedU64ValueParser::new().range(min..=1 << 31)
 }
 
 /// What can be done with the directory of a node that does not run.
@@ -259,14 +303,24 @@ pub struct Limits {
     pub message_bytes_max: usize,
     /// Request heads; hyper keeps them in memory.
     pub head_bytes_max: usize,
-    /// Watchers a node serves; each costs a task and a stream.
+    /// Watchers a node serves; each costs a task and a stream, 4 KiB while it is idle.
     pub watchers_max: usize,
+    /// Watchers of one address: one host must not take every place.
+    pub watchers_per_client_max: usize,
+    /// Writes of one pipeline between the oldest and the newest that are not answered. At 30 000 writes a second
+    /// over one pipeline each may take 130 ms.
+    pub calls_in_flight_max: usize,
     /// Connections on one client port; a file descriptor each.
     pub connections_max: usize,
+    /// Connections on the peers' port: four from each other node, and room for those that are broken and not
+    /// noticed yet.
+    pub peer_connections_max: usize,
     /// Concurrent calls on one HTTP/2 connection.
     pub streams_per_connection_max: u32,
     /// Until the first byte and until the whole head of a request: a silent client must not hold a descriptor.
     pub head_timeout: Duration,
+    /// How long a request's body may take to come: a message of 1 MiB at a megabit a second.
+    pub body_timeout: Duration,
     /// How long a call waits for a leader; below the 5 s after which legacy clients give up.
     pub call_timeout: Duration,
 }
@@ -281,10 +335,14 @@ impl Default for Limits {
             metadata_keys_max: 64,
             message_bytes_max: 1 << 20,
             head_bytes_max: 64 << 10,
-            watchers_max: 10_000,
+            watchers_max: 20_000,
+            watchers_per_client_max: 10_000,
+            calls_in_flight_max: 4_096,
             connections_max: 8_192,
+            peer_connections_max: 256,
             streams_per_connection_max: 1_024,
             head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
             call_timeout: Duration::from_secs(4),
         }
     }
@@ -303,7 +361,7 @@ impl Args {
             name: self.name.clone().unwrap_or_else(|| format!("node-{}", self.id)),
             origin: self.origin()?,
             timers: self.timers()?,
-            limits: Limits { ttl_min: Duration::from_millis(self.ttl_min_ms.into()), ..Limits::default() },
+            limits: self.limits(),
             peer_override: self.peer_override.into_iter().collect(),
             snapshot_every: self.snapshot_every,
             log_keep: self.log_keep,
@@ -315,6 +373,24 @@ impl Args {
             peer: self.peer,
             advertise,
         })
+    }
+
+    fn limits(&self) -> Limits {
+        let said = &self.limits;
+        Limits {
+            ttl_min: Duration::from_millis(self.ttl_min_ms.into()),
+            record_bytes_max: said.record_bytes_max as usize,
+            message_bytes_max: said.message_bytes_max as usize,
+            watchers_max: said.watchers_max as usize,
+            watchers_per_client_max: said.watchers_per_client_max as usize,
+            calls_in_flight_max: said.calls_in_flight_max as usize,
+            connections_max: said.connections_max as usize,
+            peer_connections_max: said.peer_connections_max as usize,
+            streams_per_connection_max: said.streams_per_connection_max,
+            head_timeout: Duration::from_millis(said.head_timeout_ms),
+            body_timeout: Duration::from_millis(said.body_timeout_ms),
+            ..Limits::default()
+        }
     }
 
     fn url(&self, listen: SocketAddr) -> Result<String, Error> {

@@ -104,6 +104,11 @@ impl<T> Sender<T> {
         Ok(())
     }
 
+    /// Whether both change the same value.
+    pub fn same_channel(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// A receiver that has seen the value as it is now.
     pub fn subscribe(&self) -> Receiver<T> {
         self.0.receivers.fetch_add(1, Ordering::AcqRel);

@@ -55,6 +55,8 @@ pub struct Metrics {
     quarantined: IntGauge,
     /// Streams and polls that follow this node.
     watchers: IntGauge,
+    /// Calls of watchers: each time something changed that concerns one.
+    watch_wake_ups: IntCounter,
     /// Seconds since a leader was heard; 0 on the leader.
     leader_age: GaugeVec,
     /// Bytes free on the disk of the node's directory.
@@ -123,6 +125,14 @@ impl Metrics {
                 "1 while the node takes no part until its peers have repaired it",
             ),
             watchers: gauge("registry_watchers", "Streams and polls that follow this node"),
+            watch_wake_ups: add(
+                &exposition,
+                IntCounter::new(
+                    "registry_watch_wakeups_total",
+                    "Watchers called, each for a change of its own",
+                )
+                .expect("a valid name"),
+            ),
             leader_age: add(&exposition, age.expect("valid names")),
             disk_free: gauge("registry_disk_free_bytes", "Bytes free on the disk of the node's directory"),
             disk_full: gauge("registry_disk_full", "1 while writes are refused for want of room on the disk"),
@@ -191,6 +201,7 @@ impl Metrics {
             self.read_rounds.with_label_values(&[asked]).inc_by(new);
         }
         self.watchers.set(facts.watchers as i64);
+        self.watch_wake_ups.inc_by(facts.watch_wake_ups.saturating_sub(self.watch_wake_ups.get()));
         self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
         self.disk_free.set(facts.disk_free.map_or(i64::MAX, |bytes| bytes as i64));
         self.disk_full.set(facts.disk_full.into());
@@ -234,6 +245,8 @@ pub struct Facts {
     pub read_rounds: [(&'static str, u64); 2],
     /// Streams and polls that follow it.
     pub watchers: usize,
+    /// How often a watcher was called since the start.
+    pub watch_wake_ups: u64,
     /// Since a leader was heard.
     pub leader_age: Duration,
     /// Bytes free on the disk, if it has an end.

@@ -6,9 +6,10 @@
 //! for a leader up to [`Limits::call_timeout`], so that a caller without fail-over of its own sees an election
 //! as a slow answer, not as an error.
 
+mod clients;
 mod pipeline;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
@@ -24,10 +25,11 @@ use crate::{
     watch::{self, Effect, Hub},
 };
 
+use self::clients::Clients;
 pub use self::pipeline::{Answered, Done, Pipeline};
 pub use crate::{
     consensus::{Header, Member, NodeStatus, Role},
-    watch::{Batch, Past, Update},
+    watch::{Batch, Past, Shared, Snapshot, Update},
 };
 
 /// How long a watch waits for a revision that this node has not applied yet.
@@ -262,12 +264,13 @@ pub struct Registry {
     hub: Hub,
     keeper: Keeper,
     limits: Arc<Limits>,
+    watching: Clients,
 }
 
 impl Registry {
     /// Puts the use cases on top of their parts.
     pub fn new(consensus: Consensus, hub: Hub, keeper: Keeper, limits: Arc<Limits>) -> Self {
-        Self { consensus, hub, keeper, limits }
+        Self { consensus, hub, keeper, limits, watching: Clients::default() }
     }
 
     /// Registers `spec` and grants its lease. With `expected`, only if the record is at that revision (0: not
@@ -400,17 +403,23 @@ impl Registry {
         }))
     }
 
-    /// Follows the changes of a service, or of all, after a revision of a cluster. Whatever cannot be resumed
-    /// (another cluster, revision 0, behind the ring) starts with a reset.
+    /// Follows the changes of a service, or of all, for a client at `peer` that holds a revision of a cluster.
+    /// Whatever cannot be resumed (another cluster, nothing held, behind the ring) starts with a reset.
     pub async fn watch(
         &self,
         service: Option<ServiceName>,
         cluster_id: &str,
-        after_revision: u64,
+        after_revision: Option<u64>,
+        peer: Option<IpAddr>,
     ) -> Result<Watcher, Error> {
         self.consensus.caught_up()?;
-        let resume =
-            (cluster_id == &*self.consensus.cluster_id()).then_some(after_revision).filter(|r| *r > 0);
+        let limits = &self.limits;
+        let place = self.watching.enter(peer, limits.watchers_per_client_max).ok_or_else(|| {
+            let what =
+                format!("watchers of one client: each address may have {}", limits.watchers_per_client_max);
+            Error::Overloaded { what }
+        })?;
+        let resume = after_revision.filter(|_| cluster_id == &*self.consensus.cluster_id());
         if let Some(revision) = resume {
             self.hub.reached(revision, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| {
                 Error::NotReady {
@@ -419,9 +428,14 @@ impl Registry {
             })?;
         }
         let too_many =
-            || Error::Overloaded { what: format!("watchers: this node serves {}", self.limits.watchers_max) };
+            || Error::Overloaded { what: format!("watchers: this node serves {}", limits.watchers_max) };
         let cursor = self.hub.watcher(service, resume).ok_or_else(too_many)?;
-        Ok(Watcher { registry: self.clone(), cursor })
+        Ok(Watcher { cursor, _place: place })
+    }
+
+    /// How often watchers were called because something changed that concerns them.
+    pub fn wake_ups(&self) -> u64 {
+        self.hub.wake_ups()
     }
 
     /// What this node knows now.
@@ -526,6 +540,13 @@ impl Registry {
         }
     }
 
+    /// Lets the overdue leases expire that are held back because they are so many; the answer is how many. The
+    /// leader only.
+    pub fn release_leases(&self) -> Result<Answer<usize>, Error> {
+        let released = self.keeper.release()?;
+        Ok(Answer { header: self.header(), value: released })
+    }
+
     /// Takes a snapshot now; the answer is the log index it holds.
     pub async fn snapshot(&self) -> Result<Answer<u64>, Error> {
         let index = self.consensus.snapshot().await?;
@@ -575,17 +596,18 @@ impl Registry {
     }
 }
 
-/// A cursor over the changes of a service, or of all, and the headers that go with them.
+/// A cursor over the changes of a service, or of all.
 pub struct Watcher {
-    registry: Registry,
     cursor: watch::Watcher,
+    _place: clients::Place,
 }
 
 impl Watcher {
-    /// The next update, at the latest after a second, and the header for its revision. Cancel-safe.
-    pub async fn next(&mut self) -> Answer<Update> {
-        let update = self.cursor.next().await;
-        self.registry.answer_at(update.revision(), update)
+    /// The next update, at the latest after a second, or two where it starts over. Cancel-safe. After an error
+    /// the watch has to be resumed anew.
+    pub async fn next(&mut self) -> Result<Update, Error> {
+        let crowded = |_| Error::Overloaded { what: "watchers that start over at once".into() };
+        self.cursor.next().await.map_err(crowded)
     }
 }
 

@@ -453,6 +453,13 @@ impl Admin for Node {
     async fn snapshot(&self, _: Request<wire::SnapshotRequest>) -> Answer<wire::SnapshotResponse> {
         Err(Status::unimplemented("not here"))
     }
+
+    async fn release_leases(
+        &self,
+        _: Request<wire::ReleaseLeasesRequest>,
+    ) -> Answer<wire::ReleaseLeasesResponse> {
+        Err(Status::unimplemented("not here"))
+    }
 }
 
 type Params = Query<HashMap<String, String>>;

@@ -674,6 +674,16 @@ pub struct TransferLeadershipResponse {
     pub header: ::core::option::Option<ResponseHeader>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLeasesRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLeasesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<ResponseHeader>,
+    /// How many were held back; 0 if none is.
+    #[prost(uint64, tag = "2")]
+    pub released: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotResponse {
@@ -2168,6 +2178,32 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("registry.v1.Admin", "Restore"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lets the leases expire at once that are overdue and held back because they are so many: an operator knows
+        /// that they are really gone. The leader only.
+        pub async fn release_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/registry.v1.Admin/ReleaseLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("registry.v1.Admin", "ReleaseLeases"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2242,6 +2278,15 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::RestoreRequest>,
         ) -> std::result::Result<tonic::Response<super::RestoreResponse>, tonic::Status>;
+        /// Lets the leases expire at once that are overdue and held back because they are so many: an operator knows
+        /// that they are really gone. The leader only.
+        async fn release_leases(
+            &self,
+            request: tonic::Request<super::ReleaseLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLeasesResponse>,
+            tonic::Status,
+        >;
     }
     /// For operators.
     #[derive(Debug)]
@@ -2699,6 +2744,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RestoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/registry.v1.Admin/ReleaseLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseLeasesSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ReleaseLeasesRequest>
+                    for ReleaseLeasesSvc<T> {
+                        type Response = super::ReleaseLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::release_leases(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseLeasesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -22,11 +22,7 @@ use crate::registry::{
     Answer, Backup, Caller, Consistency, Error, Header, Member, NodeStatus, Past, RestoreMode, Restored,
     Role, ServiceSummary,
 };
-use crate::watch::{Batch, Update};
-
-/// Bytes of instances or events in one message of a stream. Well below the 4 MiB that gRPC clients take by
-/// default, and small enough not to block a connection's other streams for long.
-const CHUNK_BYTES: usize = 256 << 10;
+use crate::watch::Update;
 
 /// Changes of one history: a screen or two, and at most what stays below a message's limit as a rule.
 const HISTORY_DEFAULT: usize = 100;
@@ -399,67 +395,38 @@ pub fn node_status(head: &Header, status: NodeStatus) -> pb::StatusResponse {
     }
 }
 
-/// An update as messages of a stream: a snapshot in parts, events by whole revisions. Each message's header says
-/// which revision its receiver holds after it.
-pub fn watch_messages(update: &Answer<Update>) -> Vec<pb::WatchResponse> {
-    let message = |revision, kind| {
-        let header = pb::ResponseHeader { revision, ..header(&update.header) };
+/// An update as messages of a stream: a snapshot in parts, or whole revisions. Each message's header says which
+/// revision its receiver holds after it.
+pub fn watch_messages(head: &Header, update: &Update) -> Vec<pb::WatchResponse> {
+    use pb::watch_response::Kind;
+    let message = |kind| {
+        let header = pb::ResponseHeader { revision: update.revision(), ..header(head) };
         pb::WatchResponse { header: Some(header), kind: Some(kind) }
     };
-    match &update.value {
-        Update::Reset { revision, records } => {
-            resets(records).into_iter().map(|reset| message(*revision, reset)).collect()
+    match update {
+        Update::Reset { snapshot, .. } => {
+            let part = |part| pb::WatchReset {
+                instances: snapshot.part(part).iter().map(|record| instance(record)).collect(),
+                more: part + 1 < snapshot.parts(),
+                first: part == 0,
+            };
+            (0..snapshot.parts()).map(|number| message(Kind::Reset(part(number)))).collect()
         }
-        Update::Events { revision, batches } => events(batches, *revision)
-            .into_iter()
-            .map(|(revision, events)| message(revision, pb::watch_response::Kind::Events(events)))
-            .collect(),
-        Update::Progress { revision } => {
-            vec![message(*revision, pb::watch_response::Kind::Progress(pb::WatchProgress {}))]
+        Update::Events { batches, .. } => {
+            let events = batches.iter().flat_map(|shared| &shared.batch().events).map(event).collect();
+            vec![message(Kind::Events(pb::WatchEvents { events }))]
         }
+        Update::Progress { .. } => vec![message(Kind::Progress(pb::WatchProgress {}))],
     }
 }
 
-/// Splits a snapshot into messages; an empty one is one message too.
-fn resets(records: &[Arc<Record>]) -> Vec<pb::watch_response::Kind> {
-    let mut parts = vec![pb::WatchReset { instances: Vec::new(), more: false, first: true }];
-    let mut bytes = 0;
-    for record in records {
-        let size = record.spec.bytes();
-        if bytes + size > CHUNK_BYTES && bytes > 0 {
-            bytes = 0;
-            parts.push(pb::WatchReset::default());
-        }
-        bytes += size;
-        parts.last_mut().expect("there is a first part").instances.push(instance(record));
-    }
-    let last = parts.len() - 1;
-    parts.iter_mut().take(last).for_each(|part| part.more = true);
-    parts.into_iter().map(pb::watch_response::Kind::Reset).collect()
+/// How many leases were let go.
+pub fn released(answer: Answer<usize>) -> pb::ReleaseLeasesResponse {
+    pb::ReleaseLeasesResponse { header: Some(header(&answer.header)), released: answer.value as u64 }
 }
 
-/// Gathers whole revisions into messages, each with the revision reached by it: the last one reaches `revision`,
-/// which is beyond its events if later ones concern other services.
-fn events(batches: &[Arc<Batch>], revision: u64) -> Vec<(u64, pb::WatchEvents)> {
-    let mut messages: Vec<(u64, pb::WatchEvents)> = Vec::new();
-    let mut bytes = 0;
-    for batch in batches {
-        if messages.is_empty() || bytes + batch.bytes() > CHUNK_BYTES {
-            bytes = 0;
-            messages.push((0, pb::WatchEvents::default()));
-        }
-        bytes += batch.bytes();
-        let (reached, message) = messages.last_mut().expect("one was just pushed if there was none");
-        *reached = batch.revision;
-        message.events.extend(batch.events.iter().map(event));
-    }
-    if let Some((reached, _)) = messages.last_mut() {
-        *reached = revision;
-    }
-    messages
-}
-
-fn event(event: &Event) -> pb::Event {
+/// An event.
+pub fn event(event: &Event) -> pb::Event {
     use pb::event::Kind;
     let kind = match event.kind {
         EventKind::Put => Kind::Put,

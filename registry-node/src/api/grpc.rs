@@ -1,23 +1,19 @@
 //! The registry's own API over gRPC.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use axum::Router;
-use futures_util::{Stream, StreamExt, future, stream};
+use axum::routing::post;
+use futures_util::{Stream, StreamExt, stream};
 use proto::registry::v1 as pb;
 use proto::registry::v1::admin_server::{Admin, AdminServer};
 use proto::registry::v1::registry_server::{Registry, RegistryServer};
-use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::request::{Connection, default_by};
-use super::{Api, convert, legacy, pipeline, rest};
+use super::{Api, convert, legacy, pipeline, rest, watch};
 use crate::catalog::InstanceId;
 use crate::registry::{Error, Member};
-
-/// A watch says what it wants in its first message, and at once.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -27,6 +23,7 @@ pub fn routes(api: &Api) -> Router<Api> {
     let registry = RegistryServer::new(api.clone()).max_decoding_message_size(bytes_max);
     let admin = AdminServer::new(api.clone()).max_decoding_message_size(bytes_max);
     Router::new()
+        .route("/registry.v1.Registry/Watch", post(watch::serve))
         .route_service("/registry.v1.Registry/{*call}", registry)
         .route_service("/registry.v1.Admin/{*call}", admin)
         .route_service("/serviceregistry.ServiceRegistry/{*call}", legacy::grpc(api))
@@ -129,32 +126,11 @@ impl Registry for Api {
         Ok(Response::new(Box::pin(pipeline::answers(self.clone(), request.into_inner(), by, stop))))
     }
 
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
+    type WatchStream = stream::Empty<Result<pb::WatchResponse, Status>>;
 
-    async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Reply<Self::WatchStream> {
-        let stop = Connection::of(request.extensions()).map(|via| via.stop.clone()).unwrap_or_default();
-        let mut inbound = request.into_inner();
-        let open = timeout(OPEN_TIMEOUT, inbound.message()).await;
-        let open = match open.map_err(|_| self.status(convert::invalid("open", "did not come")))?? {
-            Some(pb::WatchRequest { kind: Some(pb::watch_request::Kind::Open(open)) }) => open,
-            _ => return Err(self.status(convert::invalid("open", "must be the first message"))),
-        };
-        let service = convert::service_filter(open.service).map_err(|error| self.status(error))?;
-        let watcher = self.registry.watch(service, &open.cluster_id, open.after_revision).await;
-        let watcher = watcher.map_err(|error| self.status(error))?;
-        let updates = rest::messages(watcher, stop).map(|message| Some(Ok(message)));
-        // Acknowledgements are read, so that a client never blocks on sending them; barriers will keep them.
-        let acknowledgements = inbound.map(|_| None);
-        // The watch ends with the updates, not with the acknowledgements: a client may close its side early.
-        let updates =
-            updates.chain(stream::once(future::ready(Some(Err(Status::unavailable("this node stops"))))));
-        let both = stream::select(updates, acknowledgements).filter_map(future::ready);
-        let until_error = both.scan(false, |ended, message| {
-            let message = (!*ended).then_some(message);
-            *ended |= matches!(message, Some(Err(_)));
-            future::ready(message)
-        });
-        Ok(Response::new(Box::pin(until_error)))
+    /// Never comes here: its own route sends what is encoded already.
+    async fn watch(&self, _: Request<Streaming<pb::WatchRequest>>) -> Reply<Self::WatchStream> {
+        Err(Status::unimplemented("watches have a route of their own"))
     }
 }
 
@@ -221,6 +197,13 @@ impl Admin for Api {
         let answer = self.registry.snapshot().await.map_err(|error| Api::status(self, error))?;
         let header = Some(convert::header(&answer.header));
         Ok(Response::new(pb::SnapshotResponse { header, snapshot_index: answer.value }))
+    }
+
+    async fn release_leases(&self, _: Request<pb::ReleaseLeasesRequest>) -> Reply<pb::ReleaseLeasesResponse> {
+        let answer = self.registry.release_leases();
+        answer
+            .map(|answer| Response::new(convert::released(answer)))
+            .map_err(|error| Api::status(self, error))
     }
 }
 

@@ -3,7 +3,7 @@
 //! `convert` is the one place where the domain meets the wire: messages both ways, and one table from an error to
 //! its gRPC status, HTTP status and hints. `grpc`, `rest` and `legacy` only read a request, call one use case and
 //! write the answer; `pipeline` does so for many calls of one
-//! stream; `health` answers probes and scrapes, `observe` stands around every request, `serve` carries connections and guards against bad ones.
+//! stream, `watch` follows changes; `health` answers probes and scrapes, `observe` stands around every request, `serve` carries connections and guards against bad ones.
 
 mod convert;
 mod grpc;
@@ -16,6 +16,8 @@ mod request;
 mod rest;
 mod scrape;
 mod serve;
+mod stall;
+mod watch;
 
 use std::sync::Arc;
 
@@ -37,11 +39,12 @@ struct Api {
     registry: Registry,
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
+    heads: watch::Heads,
 }
 
 /// Everything the client ports serve: REST and gRPC, told apart by path.
 pub fn router(registry: Registry, metrics: Arc<Metrics>, limits: Arc<Limits>) -> Router {
-    let api = Api { registry, limits, metrics };
+    let api = Api { registry, limits, metrics, heads: watch::Heads::default() };
     Router::new()
         .merge(rest::routes())
         .merge(legacy::routes())

@@ -13,12 +13,17 @@ use tonic::Code;
 
 use super::Api;
 use super::reply::{self, Problem};
+use super::request::within;
 
 /// Runs the request. A panic is a bug; it costs its own request and no other, whatever connection they share.
 pub async fn observe(State(api): State<Api>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let grpc = is_grpc(request.headers());
     let call = operation(&request, grpc);
+    // What is one message has to come; a stream takes its time.
+    let streams = matches!(call, Some(("pipeline" | "watch", _)));
+    let request =
+        if grpc && !streams { request.map(|body| within(api.limits.body_timeout, body)) } else { request };
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => {
@@ -68,6 +73,7 @@ fn operation(request: &Request, grpc: bool) -> Option<(&'static str, &'static st
         "/v1/snapshot" if method == Method::GET => "backup",
         "/v1/snapshot" => "snapshot",
         "/v1/snapshot/restore" => "restore",
+        "/v1/leases/release" => "release_leases",
         path if path.starts_with("/v1/") => "change_members",
         "/api/v1/services/register" => return Some(("register", "legacy")),
         "/api/v1/services/heartbeat/{id}" => return Some(("heartbeat", "legacy")),
@@ -102,6 +108,7 @@ fn grpc_operation(path: &str) -> Option<(&'static str, &'static str)> {
         "Admin/Snapshot" => "snapshot",
         "Admin/Backup" => "backup",
         "Admin/Restore" => "restore",
+        "Admin/ReleaseLeases" => "release_leases",
         call if call.starts_with("Admin/") => "change_members",
         _ => return None,
     };

@@ -1,23 +1,24 @@
 //! What handlers take from a request, each refused with a problem where it cannot be read.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::BoxError;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{Extensions, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::reply::Problem;
-
-/// How long a body may take to come: a message of 1 MiB at a megabit a second.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A body that is refused for its size is read to its end up to this many bytes: a client that is still sending
 /// would otherwise see a reset connection instead of the answer.
@@ -54,6 +55,11 @@ impl Via {
     /// The caller's name if it gives none.
     pub fn by(&self, protocol: &str) -> String {
         default_by(protocol, self.0.as_ref().map(|connection| connection.peer.ip()))
+    }
+
+    /// Where the client is.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.0.as_ref().map(|connection| connection.peer.ip())
     }
 
     /// Cancelled when this node stops.
@@ -102,12 +108,51 @@ impl<T: DeserializeOwned> FromRequest<Api> for Message<T> {
     type Rejection = Problem;
     async fn from_request(request: Request, api: &Api) -> Result<Message<T>, Problem> {
         let late = |_| Problem::malformed("the body did not come in time");
-        let body =
-            timeout(BODY_TIMEOUT, read(request, api.limits.message_bytes_max)).await.map_err(late)??;
+        let body = timeout(api.limits.body_timeout, read(request, api.limits.message_bytes_max))
+            .await
+            .map_err(late)??;
         match serde_json::from_slice(&body) {
             Ok(message) => Ok(Message(message)),
             Err(error) => Err(Problem::malformed(format!("the body is not what is expected here: {error}"))),
         }
+    }
+}
+
+/// A body that has to come within `limit` of its first being waited for: tonic would wait for ever.
+pub fn within(limit: Duration, body: Body) -> Body {
+    Body::new(Timed { body, limit, deadline: None })
+}
+
+struct Timed {
+    body: Body,
+    limit: Duration,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpBody for Timed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+        }
+        let limit = self.limit;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(deadline.as_mut().poll(cx));
+        let late = tonic::Status::invalid_argument(format!("the message did not come within {limit:?}"));
+        Poll::Ready(Some(Err(late.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

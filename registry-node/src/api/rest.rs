@@ -17,13 +17,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::Api;
-use super::convert;
 use super::reply::Problem;
 use super::request::{Message, Params, Segment, Via};
+use super::{Api, convert, stall};
 use crate::catalog::InstanceId;
-use crate::registry::{Answer, Consistency, Error, Watcher};
-use crate::watch::Update;
+use crate::registry::{Consistency, Error, Update, Watcher};
 
 /// How long a watch waits if it does not say, and at most: proxies on the way give up after a minute.
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
@@ -49,6 +47,7 @@ pub fn routes() -> Router<Api> {
         .route("/v1/leader/transfer", post(transfer))
         .route("/v1/snapshot", get(backup).post(snapshot))
         .route("/v1/snapshot/restore", post(restore))
+        .route("/v1/leases/release", post(release_leases))
 }
 
 // ---- writes ----
@@ -254,51 +253,50 @@ async fn watch(
 ) -> Result<Response, Problem> {
     let wait = wait(query.wait.as_deref()).map_err(|error| api.problem(error))?;
     let service = convert::service_filter(query.service).map_err(|error| api.problem(error))?;
-    let since = query.since.or_else(|| last_event_id(&headers)).unwrap_or(0);
-    let watcher = api.registry.watch(service, &query.cluster_id, since).await;
+    let since = query.since.or_else(|| last_event_id(&headers));
+    let watcher = api.registry.watch(service, &query.cluster_id, since, via.peer()).await;
     let watcher = watcher.map_err(|error| api.problem(error))?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accept.contains("text/event-stream") {
-        return Ok(Sse::new(server_sent(watcher, via.stop())).into_response());
+        let events = server_sent(api, watcher, via.stop());
+        return Ok(Sse::new(stall::noticed(events)).into_response());
     }
-    let update = long_poll(&api, watcher, since, Instant::now() + wait, via.stop()).await;
-    Ok(Json(Updates { updates: convert::watch_messages(&update) }).into_response())
+    let update = long_poll(watcher, since.unwrap_or(0), Instant::now() + wait, via.stop()).await;
+    let update = update.map_err(|error| api.problem(error))?;
+    let updates = convert::watch_messages(&api.registry.header(), &update);
+    Ok(Json(Updates { updates }).into_response())
 }
 
 /// The next update that is more than progress; progress at the deadline, or when this node stops.
 async fn long_poll(
-    api: &Api,
     mut watcher: Watcher,
     since: u64,
     deadline: Instant,
     stop: CancellationToken,
-) -> Answer<Update> {
+) -> Result<Update, Error> {
     let mut revision = since;
     loop {
         match stop.run_until_cancelled(timeout_at(deadline, watcher.next())).await {
-            Some(Ok(Answer { value: Update::Progress { revision: reached }, .. })) => revision = reached,
-            Some(Ok(update)) => return update,
-            Some(Err(_)) | None => {
-                return Answer { header: api.registry.header(), value: Update::Progress { revision } };
-            }
+            Some(Ok(Ok(Update::Progress { revision: reached }))) => revision = reached,
+            Some(Ok(done)) => return done,
+            Some(Err(_)) | None => return Ok(Update::Progress { revision }),
         }
     }
 }
 
-/// The messages of a watch until this node stops.
-pub fn messages(watcher: Watcher, stop: CancellationToken) -> impl Stream<Item = pb::WatchResponse> {
-    stream::unfold((watcher, stop), async |(mut watcher, stop)| {
-        let update = stop.run_until_cancelled(watcher.next()).await?;
-        Some((update, (watcher, stop)))
-    })
-    .flat_map(|update| stream::iter(convert::watch_messages(&update)))
-}
-
+/// A watch as server-sent events, until this node stops or the client has to resume.
 fn server_sent(
+    api: Api,
     watcher: Watcher,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-    messages(watcher, stop).map(|message| {
+    stream::unfold((api, watcher, stop), async |(api, mut watcher, stop)| {
+        let update = stop.run_until_cancelled(watcher.next()).await?.ok()?;
+        let messages = convert::watch_messages(&api.registry.header(), &update);
+        Some((messages, (api, watcher, stop)))
+    })
+    .flat_map(stream::iter)
+    .map(|message| {
         let event = sse::Event::default();
         // Half a snapshot is nothing to resume from.
         let whole = !matches!(&message.kind, Some(pb::watch_response::Kind::Reset(reset)) if reset.more);
@@ -409,6 +407,11 @@ async fn restore(
     let mode = convert::restore_mode(request.mode).map_err(|error| api.problem(error))?;
     let answer = api.registry.restore(records, mode).await;
     answer.map(|answer| Json(convert::restore(&answer))).map_err(|error| api.problem(error))
+}
+
+async fn release_leases(State(api): State<Api>) -> Reply<pb::ReleaseLeasesResponse> {
+    let answer = api.registry.release_leases();
+    answer.map(|answer| Json(convert::released(answer))).map_err(|error| api.problem(error))
 }
 
 fn instance_id(api: &Api, id: String) -> Result<InstanceId, Problem> {

@@ -19,8 +19,9 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -31,6 +32,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::request::Connection;
+use super::stall::{Carrying, STALL_MAX, unless_stalled};
 use crate::config::Limits;
 
 /// How HTTP/2 begins (RFC 9113, section 3.4).
@@ -101,6 +103,8 @@ async fn carry(
     stop: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true); // Slower without, not wrong.
+    // HTTP/1.1 has no pings: what a client does not acknowledge ends its connection.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_MAX)); // Later without.
     let begun = stop.run_until_cancelled(timeout(limits.head_timeout, begin(stream))).await;
     let Some(Ok(Ok(stream))) = begun else {
         debug!(%peer, "a connection ended before its first request");
@@ -115,9 +119,14 @@ async fn carry(
         async move { Ok::<Response, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });
     let http = builder(&limits);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    // Over HTTP/1.1 the connection itself makes the stream that may stall; over HTTP/2 each stream has its carrier.
+    let serving = http.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(serving);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = unless_stalled(STALL_MAX, connection.as_mut()) => match ended {
+            Some(ended) => ended,
+            None => return debug!(%peer, "a connection was let go: its client reads no more"),
+        },
         () = still_silent(&asked, limits.head_timeout) => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
@@ -137,8 +146,8 @@ async fn still_silent(asked: &AtomicBool, wait: Duration) {
     }
 }
 
-fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn builder(limits: &Limits) -> auto::Builder<Carrying> {
+    let mut http = auto::Builder::new(Carrying(STALL_MAX));
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)

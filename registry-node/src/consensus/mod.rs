@@ -14,6 +14,7 @@ mod network;
 mod offline;
 #[cfg(test)]
 pub(crate) mod offline_tests;
+mod peer_port;
 mod peer_server;
 mod proposer;
 mod quarantine;

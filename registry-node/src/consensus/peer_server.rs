@@ -15,13 +15,14 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeader
 use proto::raft::v1::{self as pb, raft_server};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Consensus, codec,
     codec::Identity,
     membership::spent,
     network::{MESSAGE_BYTES_MAX, from_log_id, from_vote, to_log_id, to_peer, to_vote},
+    peer_port,
     types::{Chunks, Entry, Sealed, Snapshot, SnapshotMeta, Vote},
 };
 use crate::{
@@ -95,7 +96,7 @@ impl PeerServer {
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(service);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = peer_port::accept(listener, &self.0.config.limits, tracker, stop.clone());
         tracker.spawn(async move {
             // Streams from peers never end by themselves: the tracker's owner ends the process.
             if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {

@@ -151,6 +151,20 @@ impl Keeper {
         Some(renewed)
     }
 
+    /// Lets everything expire that the brake holds back, and says how many that is. The leader only.
+    pub fn release(&self) -> Result<usize, Error> {
+        let inner = &self.0;
+        let term = inner.consensus.confirmed_term().ok_or(Error::NoLeader)?;
+        let mut ledger = inner.up_to_date(term);
+        if ledger.lessor.brake() == BrakeState::Released {
+            return Ok(0);
+        }
+        let held = ledger.lessor.overdue();
+        ledger.lessor.override_brake();
+        warn!(held, "an operator releases the leases that are overdue");
+        Ok(held)
+    }
+
     async fn forward(&self, beats: Vec<Beat>, deadline: Instant) -> Result<Vec<bool>, Error> {
         let (reply, answer) = oneshot::channel();
         let forward = Forward { beats, deadline, reply };

@@ -17,12 +17,8 @@ use crate::{
     watch::Effect,
 };
 
-/// Writes of one pipeline between the oldest and the newest that are not answered. At 30 000 writes a second over
-/// one pipeline each may take 130 ms.
-pub const CALLS_IN_FLIGHT_MAX: usize = 4_096;
-
-/// Bytes of those writes; the greatest take 30 KiB each.
-pub const BYTES_IN_FLIGHT_MAX: usize = 4 << 20;
+/// Bytes of a pipeline's writes that are not answered; the greatest take 30 KiB each.
+const BYTES_IN_FLIGHT_MAX: usize = 4 << 20;
 
 /// Batches of heartbeats that wait for a leader, or for the outcome of an expiry.
 const BEATS_IN_FLIGHT_MAX: usize = 64;
@@ -134,7 +130,7 @@ impl Pipeline {
 
     /// Whether another call may begin: else its caller waits.
     pub fn has_room(&self) -> bool {
-        self.window.calls.len() < CALLS_IN_FLIGHT_MAX
+        self.window.calls.len() < self.registry.limits.calls_in_flight_max
             && self.window.bytes < BYTES_IN_FLIGHT_MAX
             && self.slow.len() < BEATS_IN_FLIGHT_MAX
             && self.beats.len() < BEATS_MAX

@@ -1,17 +1,25 @@
 //! The publish point: holds the catalog and the ring of its recent changes, lets one writer apply, and wakes
-//! whoever follows. A watcher is a cursor and a filter; it has no queue, so a slow one costs nothing.
+//! whoever follows what changed, and nobody else. A watcher is a cursor and a filter; it has no queue, so a slow
+//! one costs nothing.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicUsize, Ordering},
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use super::{Batch, History, Slice, history};
+use super::{
+    Batch, History, Slice, history,
+    topic::{self, Shared, Snapshot, Topic},
+};
 use crate::{
     catalog::{Catalog, Event, InstanceId, Outcome, Proposal, Record, ServiceName},
     latest,
@@ -20,8 +28,19 @@ use crate::{
 /// An idle watcher hears that it is up to date this often; a client gives a stream up after three times that.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Revisions handed over at once. Bounds a message: 64 revisions of one record of 16 KiB are 1 MiB.
-const BATCHES_AT_ONCE: usize = 64;
+/// Revisions handed over at once, and bytes of them after which no further one is taken: one message of a stream,
+/// small enough not to block its connection's other streams for long.
+const BATCHES_AT_ONCE: usize = 512;
+const BYTES_AT_ONCE: usize = 256 << 10;
+
+/// Snapshots on their way to watchers at once; each may pin the records of another revision.
+const SNAPSHOTS_AT_ONCE: usize = 64;
+
+/// How long a watcher waits for its turn to be sent a snapshot; below the 3 s of silence that end a stream.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(2);
+
+/// Revisions that may be forgotten before topics that nothing concerns forget them as well.
+const SWEEP_EVERY: u64 = 4_096;
 
 /// The catalog, its recent changes, and who waits for more. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,6 +53,9 @@ struct Inner {
     revision: latest::Sender<u64>,
     watchers: AtomicUsize,
     watchers_max: usize,
+    /// How often a watcher was called.
+    wake_ups: AtomicU64,
+    snapshots: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +63,10 @@ struct State {
     /// Shared with snapshots being built; copied on the next write while one is.
     catalog: Arc<Catalog>,
     history: History,
+    /// By service, and by none for those who follow all; each has a watcher.
+    topics: HashMap<Option<ServiceName>, Topic>,
+    /// The ring's compact revision when the topics last forgot what it had forgotten.
+    swept: u64,
 }
 
 /// What a proposal did, and the catalog's revision after it.
@@ -83,26 +109,31 @@ impl Hub {
             revision,
             watchers: AtomicUsize::new(0),
             watchers_max,
+            wake_ups: AtomicU64::new(0),
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE)),
         }))
     }
 
     /// Applies the proposals of one log entry of `term` and publishes what they changed.
     pub fn apply<'a>(&self, term: u64, proposals: impl IntoIterator<Item = &'a Proposal>) -> Vec<Effect> {
         let mut effects = Vec::new();
+        let mut bells = Vec::new();
         let revision = {
             let mut state = self.write();
             for proposal in proposals {
                 let applied = Arc::make_mut(&mut state.catalog).apply(term, proposal);
                 if !applied.events.is_empty() {
-                    state
-                        .history
-                        .push(Arc::new(Batch { revision: applied.revision, events: applied.events }));
+                    let batch = Arc::new(Batch { revision: applied.revision, events: applied.events });
+                    state.tell(&batch, &mut bells);
+                    state.history.push(batch);
                 }
                 effects.push(Effect { revision: applied.revision, outcome: applied.outcome });
             }
+            state.sweep();
             state.catalog.revision()
         };
         self.publish(revision);
+        bells.iter().for_each(|bell| bell.send_replace(revision));
         effects
     }
 
@@ -115,12 +146,15 @@ impl Hub {
     /// Replaces the catalog by a snapshot's; watchers behind it start over from it.
     pub fn install(&self, catalog: Catalog) {
         let revision = catalog.revision();
-        {
+        let bells: Vec<_> = {
             let mut state = self.write();
             state.history.reset(revision);
             state.catalog = Arc::new(catalog);
-        }
+            state.topics.values_mut().for_each(|topic| topic.reset(revision));
+            state.topics.values().map(|topic| topic.bell().clone()).collect()
+        };
         self.publish(revision);
+        bells.iter().for_each(|bell| bell.send_replace(revision));
     }
 
     fn publish(&self, revision: u64) {
@@ -155,6 +189,11 @@ impl Hub {
     /// How many watchers there are.
     pub fn watchers(&self) -> usize {
         self.0.watchers.load(Ordering::Relaxed)
+    }
+
+    /// How often watchers were called: each time something changed that concerns them.
+    pub fn wake_ups(&self) -> u64 {
+        self.0.wake_ups.load(Ordering::Relaxed)
     }
 
     /// Everything after a revision that the ring still has.
@@ -215,8 +254,9 @@ impl Hub {
 
     /// A watcher that resumes after a revision, or starts with a reset. None if there are too many.
     pub fn watcher(&self, service: Option<ServiceName>, resume: Option<u64>) -> Option<Watcher> {
-        let hub = Watching::begin(self)?;
-        Some(Watcher { hub, service, cursor: resume, progress_at: Instant::now() + PROGRESS_EVERY })
+        let (follows, bell) = Following::begin(self, service)?;
+        let progress_at = Instant::now() + PROGRESS_EVERY;
+        Some(Watcher { follows, bell, cursor: resume, progress_at })
     }
 
     fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -228,40 +268,92 @@ impl Hub {
     }
 }
 
-/// A hub, counted as watched while this lives.
-#[derive(Debug)]
-struct Watching(Hub);
+impl State {
+    /// Lets those topics know that a batch concerns, and gathers their bells.
+    fn tell(&mut self, batch: &Arc<Batch>, bells: &mut Vec<latest::Sender<u64>>) {
+        if self.topics.is_empty() {
+            return;
+        }
+        // Mostly one service: those of a batch that are the same follow each other.
+        let mut services: Vec<_> = batch.events.iter().map(|event| event.record.service().clone()).collect();
+        services.dedup();
+        if services.len() > 1 {
+            services.sort_unstable();
+            services.dedup();
+        }
+        for service in services.into_iter().map(Some).chain([None]) {
+            if let Some(topic) = self.topics.get_mut(&service)
+                && topic.push(batch)
+                && !bells.iter().any(|bell| bell.same_channel(topic.bell()))
+            {
+                bells.push(topic.bell().clone());
+            }
+        }
+    }
 
-impl Watching {
-    fn begin(hub: &Hub) -> Option<Self> {
-        let watchers = hub.0.watchers.fetch_add(1, Ordering::Relaxed);
-        let watching = Self(hub.clone());
-        (watchers < hub.0.watchers_max).then_some(watching)
+    /// Lets topics forget what the ring has forgotten, once that is worth looking at each.
+    fn sweep(&mut self) {
+        let compact_revision = self.history.compact_revision();
+        if compact_revision >= self.swept + SWEEP_EVERY {
+            self.swept = compact_revision;
+            self.topics.values_mut().for_each(|topic| topic.forget_until(compact_revision));
+        }
     }
 }
 
-impl Drop for Watching {
+/// A place among a topic's watchers, given back in the end.
+#[derive(Debug)]
+struct Following {
+    hub: Hub,
+    service: Option<ServiceName>,
+}
+
+impl Following {
+    fn begin(hub: &Hub, service: Option<ServiceName>) -> Option<(Self, latest::Receiver<u64>)> {
+        if hub.0.watchers.fetch_add(1, Ordering::Relaxed) >= hub.0.watchers_max {
+            hub.0.watchers.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let mut state = hub.write();
+        let revision = state.catalog.revision();
+        let topic = state.topics.entry(service.clone());
+        let topic = topic.or_insert_with(|| Topic::new(service.clone(), revision));
+        topic.watchers += 1;
+        let bell = topic.bell().subscribe();
+        drop(state);
+        Some((Self { hub: hub.clone(), service }, bell))
+    }
+}
+
+impl Drop for Following {
     fn drop(&mut self) {
-        self.0.0.watchers.fetch_sub(1, Ordering::Relaxed);
+        self.hub.0.watchers.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.hub.write();
+        if let Some(topic) = state.topics.get_mut(&self.service) {
+            topic.watchers -= 1;
+            if topic.watchers == 0 {
+                state.topics.remove(&self.service);
+            }
+        }
     }
 }
 
 /// What a watcher hears, always in order of revisions.
 #[derive(Debug)]
 pub enum Update {
-    /// Replaces all it holds.
+    /// Replaces all it holds, by what is at the snapshot's revision.
     Reset {
-        /// What the records are at.
-        revision: u64,
-        /// The instances that match, by id.
-        records: Vec<Arc<Record>>,
+        /// The instances that match, by id; shared with whoever is sent them as well.
+        snapshot: Arc<Snapshot>,
+        /// Its turn to be sent one, given back with it.
+        turn: OwnedSemaphorePermit,
     },
     /// One revision or more, each whole; events of other services are left out.
     Events {
         /// Everything up to here has been delivered.
         revision: u64,
-        /// In order, none empty.
-        batches: Vec<Arc<Batch>>,
+        /// In order, none empty; together no more than one message should carry.
+        batches: Vec<Arc<Shared>>,
     },
     /// There is nothing more up to this revision.
     Progress {
@@ -274,89 +366,128 @@ impl Update {
     /// Everything up to here has been delivered.
     pub fn revision(&self) -> u64 {
         match self {
-            Self::Reset { revision, .. } | Self::Events { revision, .. } | Self::Progress { revision } => {
-                *revision
-            }
+            Self::Reset { snapshot, .. } => snapshot.revision,
+            Self::Events { revision, .. } | Self::Progress { revision } => *revision,
         }
     }
 }
 
+/// Too many watchers are being sent a snapshot: this one's turn did not come. It can resume later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many watchers start over at once")]
+pub struct Crowded;
+
 /// A cursor over the changes of a service, or of all.
 #[derive(Debug)]
 pub struct Watcher {
-    hub: Watching,
-    service: Option<ServiceName>,
+    follows: Following,
+    bell: latest::Receiver<u64>,
     /// The last revision delivered; none before the first reset.
     cursor: Option<u64>,
     progress_at: Instant,
 }
 
+/// What a cursor finds.
+enum Found {
+    /// Nothing that concerns it.
+    Nothing,
+    Events(Update),
+    /// It has to start over.
+    Behind,
+}
+
 impl Watcher {
-    /// The next update, at the latest after a second. Cancel-safe: the cursor moves only with what is returned.
-    pub async fn next(&mut self) -> Update {
+    /// The next update, at the latest after a second, or two where a snapshot is due. Cancel-safe: the cursor moves
+    /// only with what is returned.
+    pub async fn next(&mut self) -> Result<Update, Crowded> {
         let update = loop {
-            match self.poll() {
-                Some(update) => break update,
-                None => {
-                    let cursor = self.cursor.unwrap_or(0);
-                    let moved =
-                        tokio::time::timeout_at(self.progress_at, self.hub.0.moved_from(cursor)).await;
-                    if moved.is_err() {
-                        break Update::Progress { revision: cursor };
-                    }
+            self.bell.mark_unchanged();
+            match self.look() {
+                Found::Events(update) => break update,
+                Found::Behind => break self.reset().await?,
+                Found::Nothing => {}
+            }
+            match tokio::time::timeout_at(self.progress_at, self.bell.changed()).await {
+                Ok(_) => {
+                    self.hub().wake_ups.fetch_add(1, Ordering::Relaxed);
                 }
+                Err(_) => match self.look() {
+                    Found::Events(update) => break update,
+                    Found::Behind => break self.reset().await?,
+                    Found::Nothing => break Update::Progress { revision: self.cursor.unwrap_or(0) },
+                },
             }
         };
         self.progress_at = Instant::now() + PROGRESS_EVERY;
         self.cursor = Some(update.revision());
-        update
+        Ok(update)
+    }
+
+    fn hub(&self) -> &Inner {
+        &self.follows.hub.0
     }
 
     /// What is there now. Moves the cursor over revisions that are of no interest.
-    fn poll(&mut self) -> Option<Update> {
-        let cursor = match self.cursor {
-            Some(cursor) => cursor,
-            None => return Some(self.reset()),
+    fn look(&mut self) -> Found {
+        let Some(cursor) = self.cursor else { return Found::Behind };
+        let service = &self.follows.service;
+        let (now, found) = {
+            let state = self.follows.hub.state();
+            let topic = state.topics.get(service).expect("it has a watcher");
+            let found = match topic.since(cursor) {
+                Some(recent) => Some(some_of(recent.cloned())),
+                None => topic::select(state.history.since(cursor), service.as_ref()).map(some_of),
+            };
+            (state.catalog.revision(), found)
         };
-        let mut matching = Vec::new();
-        let mut seen = cursor;
-        match self.hub.0.state().history.since(cursor) {
-            Slice::Compacted { .. } => {}
-            Slice::Batches(batches) => {
-                for batch in batches {
-                    seen = batch.revision;
-                    matching.extend(filtered(batch, self.service.as_ref()));
-                    if matching.len() == BATCHES_AT_ONCE {
-                        break;
-                    }
-                }
-                self.cursor = if matching.is_empty() { Some(seen) } else { self.cursor };
-                return (!matching.is_empty())
-                    .then_some(Update::Events { revision: seen, batches: matching });
+        match found {
+            None => Found::Behind,
+            Some((batches, _)) if batches.is_empty() => {
+                self.cursor = Some(now.max(cursor));
+                Found::Nothing
+            }
+            Some((batches, all)) => {
+                let last = batches.last().map_or(cursor, |shared| shared.batch().revision);
+                Found::Events(Update::Events { revision: if all { now.max(last) } else { last }, batches })
             }
         }
-        Some(self.reset())
     }
 
-    fn reset(&self) -> Update {
-        self.hub.0.read(|catalog| Update::Reset {
-            revision: catalog.revision(),
-            records: catalog.list(self.service.as_ref()),
-        })
-    }
-}
-
-/// The batch as a watcher of `service` sees it, if it sees anything.
-fn filtered(batch: &Arc<Batch>, service: Option<&ServiceName>) -> Option<Arc<Batch>> {
-    let Some(service) = service else { return Some(batch.clone()) };
-    let matching = batch.events.iter().filter(|event| event.record.service() == service).count();
-    match matching {
-        0 => None,
-        all if all == batch.events.len() => Some(batch.clone()),
-        _ => {
-            let events =
-                batch.events.iter().filter(|event| event.record.service() == service).cloned().collect();
-            Some(Arc::new(Batch { revision: batch.revision, events }))
+    /// A snapshot that is no older than this call.
+    async fn reset(&self) -> Result<Update, Crowded> {
+        let needed = self.follows.hub.read(Catalog::revision);
+        let turn = self.hub().snapshots.clone().acquire_owned();
+        let turn = tokio::time::timeout(SNAPSHOT_WAIT, turn).await.map_err(|_| Crowded)?;
+        let turn = turn.expect("the semaphore is never closed");
+        let state = self.follows.hub.state();
+        let topic = state.topics.get(&self.follows.service).expect("it has a watcher");
+        // Whoever comes next waits here and shares it.
+        let mut sent = topic.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(snapshot) = sent.upgrade()
+            && snapshot.revision >= needed
+            && topic.since(snapshot.revision).is_some()
+        {
+            return Ok(Update::Reset { snapshot, turn });
         }
+        let records = state.catalog.list(self.follows.service.as_ref());
+        let snapshot = Arc::new(Snapshot::new(state.catalog.revision(), records));
+        *sent = Arc::downgrade(&snapshot);
+        Ok(Update::Reset { snapshot, turn })
     }
 }
+
+/// As many as one message should carry, and whether that was all.
+fn some_of(batches: impl Iterator<Item = Arc<Shared>>) -> (Vec<Arc<Shared>>, bool) {
+    let (mut some, mut bytes) = (Vec::new(), 0);
+    for shared in batches {
+        bytes += shared.batch().bytes();
+        if some.len() == BATCHES_AT_ONCE || (bytes > BYTES_AT_ONCE && !some.is_empty()) {
+            return (some, false);
+        }
+        some.push(shared);
+    }
+    (some, true)
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,10 @@
 
 mod history;
 mod hub;
+mod topic;
 
 pub use self::{
     history::{Batch, History, Slice},
-    hub::{Changes, Effect, Hub, Past, Update, Watcher},
+    hub::{Changes, Crowded, Effect, Hub, Past, Update, Watcher},
+    topic::{Shared, Snapshot},
 };

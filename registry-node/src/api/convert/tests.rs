@@ -2,6 +2,7 @@ use expect_test::expect;
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::watch::{Batch, Shared, Snapshot};
 
 fn every_error() -> Vec<Error> {
     let text = || "x".to_owned();
@@ -86,8 +87,8 @@ fn record(number: u64, url_bytes: usize) -> Arc<Record> {
     Arc::new(Record { spec, reg_rev: number, mod_rev: number, changed: Provenance::default() })
 }
 
-fn answer(value: Update) -> Answer<Update> {
-    let header = Header {
+fn head() -> Header {
+    Header {
         cluster_id: "c".into(),
         node_id: 1,
         term: 1,
@@ -95,18 +96,22 @@ fn answer(value: Update) -> Answer<Update> {
         compact_revision: 0,
         leader: None,
         age: Duration::ZERO,
-    };
-    Answer { header, value }
+    }
 }
 
 fn revision(message: &pb::WatchResponse) -> u64 {
     message.header.as_ref().expect("every message has one").revision
 }
 
+fn reset(records: Vec<Arc<Record>>) -> Vec<pb::WatchResponse> {
+    let turn = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("one is free");
+    watch_messages(&head(), &Update::Reset { snapshot: Arc::new(Snapshot::new(70, records)), turn })
+}
+
 #[test]
 fn a_snapshot_comes_in_parts_that_say_so() {
     let records: Vec<_> = (0..100).map(|number| record(number, 16_000)).collect();
-    let messages = watch_messages(&answer(Update::Reset { revision: 70, records: records.clone() }));
+    let messages = reset(records.clone());
     assert!(messages.len() > 5);
     let mut ids = Vec::new();
     for (index, message) in messages.iter().enumerate() {
@@ -116,35 +121,26 @@ fn a_snapshot_comes_in_parts_that_say_so() {
         ids.extend(reset.instances.iter().map(|instance| instance.id.clone()));
     }
     assert_eq!(ids, records.iter().map(|record| record.spec.id.to_string()).collect::<Vec<_>>());
-    let empty = watch_messages(&answer(Update::Reset { revision: 70, records: Vec::new() }));
     assert!(
-        matches!(&empty[..], [one] if matches!(&one.kind, Some(pb::watch_response::Kind::Reset(r)) if r.first && !r.more))
+        matches!(&reset(Vec::new())[..], [one] if matches!(&one.kind, Some(pb::watch_response::Kind::Reset(r)) if r.first && !r.more))
     );
 }
 
 #[test]
-fn events_are_split_between_revisions_and_never_within_one() {
-    let event = |revision, number| Event {
+fn revisions_of_an_update_share_a_message_that_reaches_its_end() {
+    let event = |revision| Event {
         revision,
         kind: EventKind::Expire,
-        record: record(number, 16_000),
+        record: record(revision, 10),
         previous: None,
         cause: Provenance::default(),
     };
-    // 40 events in each of 3 revisions: each revision alone is larger than a message should be.
     let batch = |revision| {
-        Arc::new(Batch { revision, events: (0..40).map(|number| event(revision, number)).collect() })
+        Arc::new(Shared::new(Arc::new(Batch { revision, events: vec![event(revision), event(revision)] })))
     };
-    let messages =
-        watch_messages(&answer(Update::Events { revision: 9, batches: vec![batch(3), batch(5), batch(7)] }));
-    assert_eq!(messages.iter().map(revision).collect::<Vec<_>>(), [3, 5, 9]);
-    for message in &messages {
-        let Some(pb::watch_response::Kind::Events(events)) = &message.kind else { panic!("{message:?}") };
-        assert_eq!(events.events.len(), 40);
-    }
-    let small = |revision| {
-        Arc::new(Batch { revision, events: vec![Event { record: record(1, 1), ..event(revision, 1) }] })
-    };
-    let together = watch_messages(&answer(Update::Events { revision: 9, batches: vec![small(3), small(5)] }));
-    assert_eq!(together.iter().map(revision).collect::<Vec<_>>(), [9]);
+    let update = Update::Events { revision: 9, batches: vec![batch(3), batch(5)] };
+    let messages = watch_messages(&head(), &update);
+    assert_eq!(messages.iter().map(revision).collect::<Vec<_>>(), [9]);
+    let Some(pb::watch_response::Kind::Events(events)) = &messages[0].kind else { panic!("{messages:?}") };
+    assert_eq!(events.events.iter().map(|event| event.revision).collect::<Vec<_>>(), [3, 3, 5, 5]);
 }

@@ -1,0 +1,171 @@
+//! Lets go of clients that stop reading a stream. Such a stream is not asked for more, so it cannot end itself;
+//! whoever carries it ends it: the carrier drops the stream, the client sees it broken off and resumes elsewhere
+//! or later. What it has not read costs no more than its window.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::{Stream, future};
+use hyper::rt::Executor;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// How long a client may leave a stream unread. Long enough for a process that is stopped and continued, short
+/// against what an operator would wait for.
+pub const STALL_MAX: Duration = Duration::from_secs(60);
+
+tokio::task_local! {
+    /// Of whoever carries the stream that this task makes.
+    static READER: Reader;
+}
+
+/// When a stream was last asked for more.
+#[derive(Clone, Debug)]
+struct Reader(Arc<Read>);
+
+#[derive(Debug)]
+struct Read {
+    begun: Instant,
+    /// Milliseconds since `begun` and one; 0 while no stream is watched over.
+    asked: AtomicU64,
+}
+
+impl Reader {
+    fn new() -> Reader {
+        Reader(Arc::new(Read { begun: Instant::now(), asked: AtomicU64::new(0) }))
+    }
+
+    fn note(&self) {
+        let now = self.0.begun.elapsed().as_millis() as u64;
+        self.0.asked.store(now + 1, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.0.asked.store(0, Ordering::Relaxed);
+    }
+
+    fn patience_ends(&self, stall_max: Duration) -> Option<Instant> {
+        let asked = self.0.asked.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.0.begun + Duration::from_millis(asked) + stall_max)
+    }
+}
+
+/// A stream whose carrier ends it when nobody reads it for [`STALL_MAX`]. It must have something to say every
+/// now and then.
+pub fn noticed<S: Stream>(stream: S) -> impl Stream<Item = S::Item> {
+    Noticed { reader: READER.try_with(Reader::clone).ok(), stream: Box::pin(stream) }
+}
+
+struct Noticed<S> {
+    reader: Option<Reader>,
+    stream: Pin<Box<S>>,
+}
+
+impl<S: Stream> Stream for Noticed<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        if let Some(reader) = &self.reader {
+            reader.note();
+        }
+        self.stream.as_mut().poll_next(cx)
+    }
+}
+
+impl<S> Drop for Noticed<S> {
+    fn drop(&mut self) {
+        if let Some(reader) = &self.reader {
+            reader.clear();
+        }
+    }
+}
+
+/// Carries `future`, which may make a stream; none if its client stopped reading that.
+pub async fn unless_stalled<F: Future>(stall_max: Duration, future: F) -> Option<F::Output> {
+    let reader = Reader::new();
+    let mut carried = pin!(READER.scope(reader.clone(), future));
+    let mut patience: Option<Pin<Box<Sleep>>> = None;
+    future::poll_fn(move |cx| {
+        if let Poll::Ready(output) = carried.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        let Some(ends) = reader.patience_ends(stall_max) else { return Poll::Pending };
+        let sleep = patience.get_or_insert_with(|| Box::pin(sleep_until(ends)));
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if ends <= Instant::now() {
+                return Poll::Ready(None);
+            }
+            sleep.as_mut().reset(ends);
+        }
+    })
+    .await
+}
+
+/// Runs the streams of HTTP/2 connections, each until its client stops reading.
+#[derive(Clone, Copy, Debug)]
+pub struct Carrying(pub Duration);
+
+impl<F> Executor<F> for Carrying
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let stall_max = self.0;
+        tokio::spawn(async move {
+            if unless_stalled(stall_max, future).await.is_none() {
+                tracing::info!("a stream was let go: its client reads no more");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// A stream that always has something to say, asked so many times a second for so many seconds, and then no
+    /// more.
+    async fn carry(stall_max: Duration, seconds: u64, goes_on: bool) -> Option<()> {
+        unless_stalled(stall_max, async {
+            let mut stream = pin!(noticed(futures_util::stream::repeat(())));
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(seconds) {
+                stream.next().await;
+                sleep(Duration::from_millis(20)).await;
+            }
+            if !goes_on {
+                future::pending::<()>().await;
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_read_now_and_then_goes_on() {
+        assert_eq!(carry(Duration::from_secs(4), 6, true).await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_read_no_more_is_let_go() {
+        assert_eq!(carry(Duration::from_millis(200), 1, false).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_stream_takes_as_long_as_it_likes() {
+        let stall_max = Duration::from_millis(50);
+        assert_eq!(unless_stalled(stall_max, sleep(10 * stall_max)).await, Some(()));
+        // Nor does one that made a stream and has finished it.
+        let after = async {
+            pin!(noticed(futures_util::stream::iter([()]))).next().await;
+            sleep(10 * stall_max).await;
+        };
+        assert_eq!(unless_stalled(stall_max, after).await, Some(()));
+    }
+}
