@@ -342,6 +342,12 @@ impl Client {
         Ok(self.calls.call_within(request, self.calls.limit.max(MEMBERSHIP_TIMEOUT)).await?.map(|_| ()))
     }
 
+    /// Lets the leases expire at once that have run out and are held back because they are so many: for somebody
+    /// who knows that those instances are really gone. The answer is how many the leader held back, 0 if none.
+    pub async fn release_leases(&self) -> Result<Answer<u64>, Error> {
+        Ok(self.calls.call(wire::ReleaseLeasesRequest {}).await?.map(|reply| reply.released))
+    }
+
     /// Has the first configured node that answers write a snapshot of its own and purge its log behind it; the
     /// answer is the log index that it reaches.
     pub async fn take_snapshot(&self) -> Result<Answer<u64>, Error> {

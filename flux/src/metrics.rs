@@ -40,6 +40,7 @@ pub(crate) enum Operation {
     History,
     Restore,
     Snapshot,
+    ReleaseLeases,
 }
 
 /// One attempt under way.
@@ -119,6 +120,7 @@ impl Operation {
             Operation::History => "history",
             Operation::Restore => "restore",
             Operation::Snapshot => "snapshot",
+            Operation::ReleaseLeases => "release_leases",
         }
     }
 }

@@ -1,13 +1,14 @@
 //! `registryctl`: what the registry knows and what an operator may change, for people and scripts. Data goes to
 //! stdout, messages to stderr.
 //!
-//! One file per kind of command: `read`, `write`, `cluster`, `snapshot`. `show` says how answers look, `failed` how failures
+//! One file per kind of command: `read`, `write`, `leases`, `cluster`, `snapshot`. `show` says how answers look, `failed` how failures
 //! do: what, why, what to try next, and the exit code.
 //!
 //! It is a function, so that programs and tests can run it against their own streams; `main` is its process.
 
 mod cluster;
 mod failed;
+mod leases;
 mod read;
 mod show;
 mod snapshot;
@@ -81,6 +82,9 @@ enum Command {
     Maintenance(write::Mark),
     /// Marks an instance up again: it takes requests.
     Up(write::Mark),
+    /// Leases: what runs out and is held back.
+    #[command(subcommand)]
+    Leases(leases::Command),
     /// The registry's own nodes.
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -169,6 +173,7 @@ async fn one(session: &mut Session<'_>, command: &Command) -> Result<(), Failed>
         Command::Drain(mark) => write::set_status(session, mark, Status::Draining).await,
         Command::Maintenance(mark) => write::set_status(session, mark, Status::Maintenance).await,
         Command::Up(mark) => write::set_status(session, mark, Status::Up).await,
+        Command::Leases(command) => leases::run(session, command).await,
         Command::Cluster(command) => cluster::run(session, command).await,
         Command::Snapshot(command) => snapshot::run(session, command).await,
     }

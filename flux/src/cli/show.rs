@@ -163,6 +163,16 @@ impl Output {
         table(&["NODE", "SNAPSHOT INDEX"], vec![vec![answer.node_id.to_string(), answer.value.to_string()]])
     }
 
+    /// Leases that were held back and no longer are.
+    pub(super) fn released(&self, answer: &Answer<u64>) -> String {
+        if self.json {
+            return line(
+                &json!({"revision": answer.revision, "node_id": answer.node_id, "released": answer.value}),
+            );
+        }
+        table(&["LEADER", "RELEASED"], vec![vec![answer.node_id.to_string(), answer.value.to_string()]])
+    }
+
     /// The members as the cluster knows them, without asking each.
     pub(super) fn members(&self, answer: &Answer<Vec<Member>>) -> String {
         if self.json {

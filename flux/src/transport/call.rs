@@ -394,6 +394,23 @@ impl Call for wire::RestoreRequest {
     }
 }
 
+impl Call for wire::ReleaseLeasesRequest {
+    type Reply = wire::ReleaseLeasesResponse;
+    const OPERATION: Operation = Operation::ReleaseLeases;
+
+    async fn grpc(self, channel: Channel, limit: Duration) -> Result<Response<Self::Reply>, Status> {
+        admin(channel).release_leases(timed(self, limit)).await
+    }
+
+    fn rest(&self) -> rest::Request {
+        rest::Request::new(Method::POST, &["leases", "release"])
+    }
+
+    fn header(reply: &Self::Reply) -> Option<&wire::ResponseHeader> {
+        reply.header.as_ref()
+    }
+}
+
 /// The stub of the registry's own calls.
 pub(super) fn registry(channel: Channel) -> RegistryClient<Channel> {
     RegistryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)

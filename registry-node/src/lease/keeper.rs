@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture, future::join_all};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
@@ -39,6 +39,12 @@ const TICK: Duration = Duration::from_millis(100);
 const STALL: Duration = Duration::from_millis(200);
 /// Victims of one proposal: bounds the entry and the event message that follows.
 const VICTIMS_MAX: usize = 100;
+/// Such proposals at a tick: so 10 000 instances a second can go, and what the brake lets pass of a large registry
+/// is gone within the second that is promised.
+const EXPIRIES_AT_ONCE: usize = 10;
+/// How long a heartbeat waits for the outcome of its lease's expiry. Then it is told to register again, which is
+/// right whatever becomes of the expiry: the others of its call must not wait for a disk that hangs.
+const OUTCOME_WAIT: Duration = Duration::from_millis(500);
 /// Heartbeats that a follower sends on together, and how long the first of them waits for the others.
 const FORWARD_MAX: usize = 512;
 const FORWARD_LINGER: Duration = Duration::from_millis(5);
@@ -103,6 +109,7 @@ impl Keeper {
         let inner = &self.0;
         let term = inner.consensus.confirmed_term().ok_or(Error::NoLeader)?;
         let mut results = vec![None; beats.len()];
+        let patience = deadline.min(Instant::now() + OUTCOME_WAIT);
         loop {
             let revision = {
                 let mut ledger = inner.up_to_date(term);
@@ -110,6 +117,7 @@ impl Keeper {
                     *result = match ledger.lessor.renew(&beat.0, beat.1, Instant::now().into_std()) {
                         Renewal::Renewed => Some(true),
                         Renewal::Lost => Some(false),
+                        Renewal::Expiring if Instant::now() >= patience => Some(false),
                         Renewal::Expiring => None,
                     };
                 }
@@ -124,9 +132,6 @@ impl Keeper {
                 return Ok(renewed);
             }
             // Their expiry is proposed: its outcome decides, and moves the revision or re-arms at a tick.
-            if Instant::now() >= deadline {
-                return Err(Error::Unknown { why: "the expiry of a lease is being decided".into() });
-            }
             let _ = tokio::time::timeout(TICK, inner.hub.moved_from(revision)).await; // either is reason to look again
         }
     }
@@ -217,7 +222,9 @@ impl Keeper {
             good_tick = now;
             let victims = inner.look_after(term, late, now, expiring.is_none());
             if !victims.is_empty() {
-                expiring = Some(Box::pin(inner.expire(term, victims)));
+                let expiries =
+                    victims.chunks(VICTIMS_MAX).map(|victims| inner.expire(term, victims.to_vec()));
+                expiring = Some(join_all(expiries).map(drop).boxed());
             }
         }
     }
@@ -286,7 +293,10 @@ impl Inner {
     ) -> Vec<(InstanceId, u64)> {
         let mut ledger = self.up_to_date(term);
         self.compensate(&mut ledger, late, term);
-        let victims = ledger.lessor.take_overdue(now.into_std(), if may_expire { VICTIMS_MAX } else { 0 });
+        let before = ledger.lessor.brake();
+        let limit = if may_expire { VICTIMS_MAX * EXPIRIES_AT_ONCE } else { 0 };
+        let victims = ledger.lessor.take_overdue(now.into_std(), limit);
+        tell_brake(before, &ledger.lessor);
         self.metrics.leases(ledger.lessor.len(), ledger.lessor.brake() != BrakeState::Released);
         victims
     }
@@ -321,17 +331,21 @@ impl Inner {
         let cause = consensus::provenance("registry".into(), "no heartbeat within the lease".into());
         let command = Command::Expire { term, victims: victims.clone() };
         let proposal = Proposal { command, cause, origin: None };
+        let mut in_doubt = false;
         loop {
-            match self.consensus.propose_here(proposal.clone()).await {
+            let error = match self.consensus.propose_here(proposal.clone()).await {
                 // What did not expire was registered again or is gone: the ledger hears of it by the ring.
                 Ok(effect) => return self.note_expired(effect),
-                // Still leading: the same proposal again settles it, whatever became of the first.
-                Err(Error::Unknown { .. }) if self.consensus.confirmed_term() == Some(term) => {}
-                Err(Error::Unknown { why }) => return warn!(why, "leadership was lost while leases expired"),
-                Err(error) => {
+                Err(error) => error,
+            };
+            in_doubt |= matches!(error, Error::Unknown { .. });
+            match after(in_doubt, self.consensus.lead() == Lead::Here { term }) {
+                After::Again => self.consensus.await_change(Instant::now() + TICK).await,
+                After::Rearm => {
                     warn!(%error, "leases could not be expired");
                     return self.ledger().lessor.expiry_failed(&victims, Instant::now().into_std());
                 }
+                After::Leave => return warn!(%error, "leadership was lost while leases expired"),
             }
         }
     }
@@ -341,6 +355,47 @@ impl Inner {
             ids.iter().for_each(|id| info!(instance = %id, revision = effect.revision, "expired"));
             self.metrics.expired(ids.len());
         }
+    }
+}
+
+/// What follows when an expiry has no outcome.
+#[derive(Debug, PartialEq, Eq)]
+enum After {
+    /// An attempt may still take effect: the same proposal again settles it, whatever became of that one.
+    Again,
+    /// No attempt ever takes effect: the leases live on.
+    Rearm,
+    /// An attempt may, and another leader answers for what becomes of it: this ledger is of no use any more.
+    Leave,
+}
+
+/// Once an attempt's outcome was unknown, nothing that a later one is told can say that it had no effect.
+fn after(in_doubt: bool, leads: bool) -> After {
+    match (in_doubt, leads) {
+        (false, _) => After::Rearm,
+        (true, true) => After::Again,
+        (true, false) => After::Leave,
+    }
+}
+
+/// Says once that expiries are held back, and once what became of that.
+fn tell_brake(before: BrakeState, lessor: &Lessor) {
+    let after = lessor.brake();
+    if std::mem::discriminant(&before) == std::mem::discriminant(&after) {
+        return;
+    }
+    let (overdue, leases) = (lessor.overdue(), lessor.len());
+    match after {
+        BrakeState::Paused { ttl, .. } => warn!(
+            overdue,
+            leases,
+            pause_ms = ttl.as_millis() as u64,
+            "so many leases ran out that a broken network is likelier than as many deaths: none expires for a while; \
+             `registryctl leases release` lets them go"
+        ),
+        BrakeState::Slow { .. } => warn!(overdue, leases, "leases that were held back expire slowly"),
+        BrakeState::Released => info!(overdue, leases, "no lease is held back any more"),
+        BrakeState::Overridden => {}
     }
 }
 
@@ -378,3 +433,6 @@ async fn forward_one(consensus: &Consensus, batch: Vec<Forward>, deadline: Insta
         let _ = forward.reply.send(part); // a caller that gave up wants nothing
     }
 }
+
+#[cfg(test)]
+mod tests;

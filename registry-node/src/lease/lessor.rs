@@ -186,8 +186,12 @@ impl Lessor {
         }
     }
 
-    /// Pushes every deadline: time during which heartbeats could not be heard does not count.
+    /// Pushes every deadline, and the end of the brake's pause: time during which heartbeats could not be heard
+    /// does not count.
     pub fn postpone_all(&mut self, by: Duration) {
+        if let BrakeState::Paused { until, .. } = &mut self.brake {
+            *until += by;
+        }
         for (id, lease) in &mut self.leases {
             lease.deadline += by;
             if let Place::Overdue(key) = lease.place {

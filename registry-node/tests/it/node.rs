@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -183,9 +184,23 @@ impl Node {
 
     /// Asks it to stop, as a supervisor would.
     pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Lets it stand still, with all its sockets open, until it is resumed.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = self.process.as_ref().expect("it runs").id();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it is ours");
+        nix::sys::signal::kill(pid, signal).expect("it is ours");
     }
 
     /// The same, and waits until it has ended; gives its exit code.

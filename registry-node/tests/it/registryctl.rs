@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::node::{Cluster, PATIENCE};
+use super::leases;
+use super::node::{Cluster, Node, PATIENCE};
 use super::wire::{call, try_call};
 
 /// What one run of the command line gave.
@@ -160,6 +161,32 @@ async fn a_registration_is_kept_until_it_is_interrupted() {
     assert!(ran.err.contains("k is not acknowledged") && ran.err.contains("draining for 500ms"), "{ran:?}");
     assert!(ran.out.contains("k   web      up      http://h:1"), "{ran:?}");
     assert_eq!(call("GET", &url, "").await.status, 404);
+}
+
+/// Leases so many that they are held back go when an operator says so, whichever node is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_are_held_back_are_released() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    let (leader, follower) =
+        (cluster.nodes[leader].rest.clone(), cluster.nodes[(leader + 1) % 3].rest.clone());
+    let none = ctl(&follower, &["leases", "release", "-o", "json"]).await.expect(0, "").json();
+    assert_eq!(none["released"], 0, "{none}");
+    leases::register_all(&leader).await;
+    leases::await_brake(&leader).await;
+    let (braked, mut released) = (Instant::now(), 0);
+    while leases::listed(&leader).await > 0 {
+        // Again for those that run out a little later.
+        let ran = ctl(&follower, &["leases", "release", "-o", "json"]).await.expect(0, "");
+        released += ran.json()["released"].as_u64().expect("a number");
+        assert!(braked.elapsed() < leases::TTL * 3 / 4, "some are still held back");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(released > 0, "what was held back is told");
+    let log: String = cluster.nodes.iter().map(Node::log).collect();
+    assert!(log.contains("none expires for a while") && log.contains("an operator releases"), "{log}");
+    let table = ctl(&leader, &["leases", "release"]).await.expect(0, "");
+    assert!(table.out.starts_with("LEADER  RELEASED\n"), "{table:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

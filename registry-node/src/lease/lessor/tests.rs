@@ -122,6 +122,17 @@ fn mass_expiry_pauses_for_a_ttl_then_goes_on_slowly() {
 }
 
 #[test]
+fn a_pause_is_no_shorter_for_time_in_which_nobody_was_heard() {
+    let now = Instant::now();
+    let mut lessor = granted(200, now);
+    assert_eq!(lessor.take_overdue(now + s(10), 1_000), vec![]);
+    lessor.postpone_all(s(2));
+    assert_eq!(lessor.brake(), BrakeState::Paused { until: now + s(22), ttl: TTL });
+    assert_eq!(lessor.take_overdue(now + s(21), 1_000), vec![]);
+    assert_eq!(lessor.take_overdue(now + s(23), 1_000).len(), 200);
+}
+
+#[test]
 fn an_operator_lets_go_of_the_brake() {
     let now = Instant::now();
     let mut lessor = granted(200, now);

@@ -1,0 +1,161 @@
+use clap::Parser;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::{
+    catalog::{Provenance, ServiceName, Spec},
+    config::Args,
+    consensus::{Parts, PeerServer, Sealed, over_tcp, sound},
+    storage::Store,
+};
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// Long, so that how long the test itself takes makes no difference.
+const ELECTION_MAX: Duration = Duration::from_secs(6);
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node that leads itself, and its keeper, whose ticks are the test's.
+struct Alone {
+    keeper: Keeper,
+    term: u64,
+    _dir: tempfile::TempDir,
+}
+
+impl Alone {
+    async fn lead() -> Alone {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().to_str().expect("text").to_owned();
+        let election_max = ELECTION_MAX.as_millis().to_string();
+        let args = ["registry-node", "--dir", &path, "--election-max-ms", &election_max];
+        let config = Args::parse_from(args).check().expect("valid");
+        let metrics = Arc::new(Metrics::new());
+        let (store, recovered) =
+            Store::open(&config.dir, &sound, metrics.clone(), |error| panic!("{error}")).expect("empty");
+        let server = PeerServer::new(&config, store.clone(), None, false);
+        let hub = Hub::new(8);
+        let tracker = TaskTracker::new();
+        let parts = Parts {
+            config: &config,
+            store,
+            recovered,
+            hub: hub.clone(),
+            dial: over_tcp(),
+            server: &server,
+            tracker: &tracker,
+        };
+        let consensus = Consensus::start(parts).await.expect("it founds a cluster");
+        let begun = Instant::now();
+        let term = loop {
+            match consensus.confirmed_term() {
+                Some(term) => break term,
+                None => consensus.await_change(Instant::now() + TICK).await,
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not lead");
+        };
+        let (keeper, _queue) = Keeper::new(consensus, hub, metrics);
+        let node = Alone { keeper, term, _dir: dir };
+        // Armed while there is nothing: what registers later has its TTL and no grace.
+        assert_eq!(node.tick(Duration::ZERO, Instant::now()), vec![]);
+        node
+    }
+
+    async fn register(&self, id: &str) -> Beat {
+        let service = ServiceName::new("web").expect("valid");
+        let mut spec = Spec::new(instance(id), service, "http://127.0.0.1:1");
+        spec.ttl_ms = TTL.as_millis() as u32;
+        let command = Command::Register { spec, expected: None };
+        let sealed = Sealed::new(Proposal { command, cause: Provenance::default(), origin: None });
+        let done = self.keeper.0.consensus.propose(sealed, Instant::now() + PATIENCE).await;
+        let Outcome::Registered(record) = done.expect("it leads").outcome else { panic!("not registered") };
+        (instance(id), Some(record.reg_rev))
+    }
+
+    /// A tick at `now`, which is so late.
+    fn tick(&self, late: Duration, now: Instant) -> Vec<InstanceId> {
+        let victims = self.keeper.0.look_after(self.term, late, now, true);
+        victims.into_iter().map(|(id, _)| id).collect()
+    }
+
+    async fn renew(&self, beats: &[Beat]) -> Vec<bool> {
+        let deadline = Instant::now() + PATIENCE;
+        self.keeper.renew_here(beats, deadline).await.expect("it leads")
+    }
+}
+
+fn instance(id: &str) -> InstanceId {
+    InstanceId::new(id).expect("valid")
+}
+
+/// A disk that hangs holds up an expiry, and the heartbeat of whose lease it is for a while; nobody else's.
+#[tokio::test]
+async fn an_expiry_without_an_outcome_holds_up_no_other_heartbeat() {
+    let node = Alone::lead().await;
+    let beats = [node.register("hangs").await, node.register("lives").await];
+    assert_eq!(node.renew(&beats).await, [true, true]);
+    // Taken out to be proposed, and never proposed.
+    let later = Instant::now() + TTL;
+    let mut both = node.tick(Duration::ZERO, later);
+    both.sort();
+    assert_eq!(both, [instance("hangs"), instance("lives")]);
+    assert_eq!(node.keeper.renew_now(&beats), None, "only the outcome can tell");
+    let lives = [(instance("lives"), beats[1].1.expect("it was named"))];
+    node.keeper.0.ledger().lessor.expiry_failed(&lives, later.into_std());
+    assert_eq!(node.renew(&beats).await, [false, true], "it is told to register again, and is right then");
+    // The lease of a new incarnation is another one.
+    let again = node.register("hangs").await;
+    assert_eq!(node.renew(&[again, beats[1].clone()]).await, [true, true]);
+}
+
+#[tokio::test]
+async fn time_in_which_nobody_was_heard_does_not_count() {
+    let node = Alone::lead().await;
+    node.register("a").await;
+    assert_eq!(node.tick(Duration::ZERO, Instant::now()), vec![]);
+    // The lease was granted before this instant.
+    let due = Instant::now() + TTL;
+    assert_eq!(node.tick(STALL, due - TTL / 2), vec![], "a tick that is a little late is none that matters");
+    let late = ELECTION_MAX / 2;
+    assert_eq!(node.tick(late, due), vec![], "its deadline moves by the delay");
+    // Longer than an election: as a new leader, with the grace of one.
+    let armed = Instant::now();
+    assert_eq!(node.tick(ELECTION_MAX + TICK, due + late), vec![]);
+    let grace = TTL + TTL / 3 + ELECTION_MAX;
+    assert_eq!(node.tick(Duration::ZERO, armed + grace - Duration::from_millis(1)), vec![]);
+    assert_eq!(node.tick(Duration::ZERO, Instant::now() + grace), [instance("a")]);
+}
+
+#[tokio::test]
+async fn a_delay_is_added_once_and_no_more() {
+    let node = Alone::lead().await;
+    node.register("a").await;
+    assert_eq!(node.tick(Duration::ZERO, Instant::now()), vec![]);
+    let due = Instant::now() + TTL;
+    let late = ELECTION_MAX / 2;
+    assert_eq!(node.tick(late, due), vec![]);
+    assert_eq!(node.tick(Duration::ZERO, due + late), [instance("a")]);
+}
+
+#[tokio::test]
+async fn a_leader_arms_anew_what_an_earlier_term_had_taken_out() {
+    let node = Alone::lead().await;
+    let (id, reg_rev) = node.register("a").await;
+    let victim = (id, reg_rev.expect("it was named"));
+    assert_eq!(node.tick(Duration::ZERO, Instant::now()), vec![]);
+    let due = Instant::now() + TTL;
+    assert_eq!(node.tick(Duration::ZERO, due), [instance("a")]);
+    let inner = &node.keeper.0;
+    let tick = |now| inner.look_after(node.term + 1, Duration::ZERO, now, true);
+    assert_eq!(tick(due), vec![], "it has the grace that a change of leaders takes");
+    assert_eq!(tick(Instant::now() + TTL + TTL / 3 + ELECTION_MAX), [victim]);
+}
+
+#[test]
+fn one_doubt_about_an_expiry_outlasts_every_later_refusal() {
+    assert_eq!(after(false, true), After::Rearm);
+    assert_eq!(after(false, false), After::Rearm);
+    assert_eq!(after(true, true), After::Again);
+    assert_eq!(after(true, false), After::Leave);
+}
