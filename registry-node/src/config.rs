@@ -91,6 +91,9 @@ pub struct LimitArgs {
     /// Until a request's whole body, in milliseconds; streams have no such end
     #[arg(long, env = "REGISTRY_BODY_TIMEOUT_MS", default_value_t = 10_000, value_parser = at_least(100))]
     pub body_timeout_ms: u64,
+    /// Until a client that reads nothing of a watch is let go, in milliseconds
+    #[arg(long, env = "REGISTRY_STALL_TIMEOUT_MS", default_value_t = 60_000, value_parser = at_least(1_000))]
+    pub stall_timeout_ms: u64,
     /// Watches and polls that follow this node
     #[arg(long, env = "REGISTRY_WATCHERS_MAX", default_value_t = 20_000, value_parser = at_least(1))]
     pub watchers_max: u64,
@@ -321,6 +324,9 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a request's body may take to come: a message of 1 MiB at a megabit a second.
     pub body_timeout: Duration,
+    /// How long a client may leave a watch unread: long enough for a process that is stopped and continued, short
+    /// against what an operator would wait for.
+    pub stall_timeout: Duration,
     /// How long a call waits for a leader; below the 5 s after which legacy clients give up.
     pub call_timeout: Duration,
 }
@@ -343,6 +349,7 @@ impl Default for Limits {
             streams_per_connection_max: 1_024,
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
             call_timeout: Duration::from_secs(4),
         }
     }
@@ -389,6 +396,7 @@ impl Args {
             streams_per_connection_max: said.streams_per_connection_max,
             head_timeout: Duration::from_millis(said.head_timeout_ms),
             body_timeout: Duration::from_millis(said.body_timeout_ms),
+            stall_timeout: Duration::from_millis(said.stall_timeout_ms),
             ..Limits::default()
         }
     }

@@ -404,12 +404,14 @@ impl Registry {
     }
 
     /// Follows the changes of a service, or of all, for a client at `peer` that holds a revision of a cluster.
-    /// Whatever cannot be resumed (another cluster, nothing held, behind the ring) starts with a reset.
+    /// Whatever cannot be resumed (another cluster, nothing held, behind the ring) starts with a reset, which is
+    /// not older than `min_revision`: a node that is behind what the client knows waits for it.
     pub async fn watch(
         &self,
         service: Option<ServiceName>,
         cluster_id: &str,
         after_revision: Option<u64>,
+        min_revision: u64,
         peer: Option<IpAddr>,
     ) -> Result<Watcher, Error> {
         self.consensus.caught_up()?;
@@ -419,14 +421,14 @@ impl Registry {
                 format!("watchers of one client: each address may have {}", limits.watchers_per_client_max);
             Error::Overloaded { what }
         })?;
-        let resume = after_revision.filter(|_| cluster_id == &*self.consensus.cluster_id());
-        if let Some(revision) = resume {
-            self.hub.reached(revision, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| {
-                Error::NotReady {
-                    why: format!("it has applied revision {at}, the watch continues from {revision}"),
-                }
-            })?;
-        }
+        let ours = cluster_id == &*self.consensus.cluster_id();
+        let resume = after_revision.filter(|_| ours);
+        // What is known of another cluster means nothing here.
+        let known = if ours || cluster_id.is_empty() { min_revision } else { 0 };
+        let needed = resume.unwrap_or(0).max(known);
+        self.hub.reached(needed, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| Error::NotReady {
+            why: format!("it has applied revision {at}, the watch needs {needed}"),
+        })?;
         let too_many =
             || Error::Overloaded { what: format!("watchers: this node serves {}", limits.watchers_max) };
         let cursor = self.hub.watcher(service, resume).ok_or_else(too_many)?;
@@ -606,9 +608,17 @@ impl Watcher {
     /// The next update, at the latest after a second, or two where it starts over. Cancel-safe. After an error
     /// the watch has to be resumed anew.
     pub async fn next(&mut self) -> Result<Update, Error> {
-        let crowded = |_| Error::Overloaded { what: "watchers that start over at once".into() };
         self.cursor.next().await.map_err(crowded)
     }
+
+    /// What there is to tell a client that waits no longer: progress, or an error if it has to start over first.
+    pub fn standing(&self) -> Result<Update, Error> {
+        self.cursor.standing().map_err(crowded)
+    }
+}
+
+fn crowded(_: watch::Crowded) -> Error {
+    Error::Overloaded { what: "watchers that start over at once".into() }
 }
 
 /// The proposal of a command, stamped with who asked for it and when.

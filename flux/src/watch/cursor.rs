@@ -46,6 +46,7 @@ impl Cursor {
             cluster_id: self.cluster_id.clone(),
             after_revision: self.revision,
             watcher: watcher.to_owned(),
+            ..Default::default()
         }
     }
 

@@ -481,6 +481,11 @@ pub struct WatchOpen {
     /// Who is watching, for people and for barriers: a balancer's or a client's name.
     #[prost(string, tag = "4")]
     pub watcher: ::prost::alloc::string::String,
+    /// The stream does not begin with anything older than this revision, which the client knows from another call to
+    /// this cluster: a node that has not applied it yet waits up to 2 s, then answers UNAVAILABLE. Ignored with
+    /// another cluster's id.
+    #[prost(uint64, tag = "5")]
+    pub min_revision: u64,
 }
 /// What the watcher has put into effect.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -7141,6 +7141,9 @@ impl serde::Serialize for WatchOpen {
         if !self.watcher.is_empty() {
             len += 1;
         }
+        if self.min_revision != 0 {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("registry.v1.WatchOpen", len)?;
         if !self.service.is_empty() {
             struct_ser.serialize_field("service", &self.service)?;
@@ -7155,6 +7158,11 @@ impl serde::Serialize for WatchOpen {
         }
         if !self.watcher.is_empty() {
             struct_ser.serialize_field("watcher", &self.watcher)?;
+        }
+        if self.min_revision != 0 {
+            #[allow(clippy::needless_borrow)]
+            #[allow(clippy::needless_borrows_for_generic_args)]
+            struct_ser.serialize_field("minRevision", ToString::to_string(&self.min_revision).as_str())?;
         }
         struct_ser.end()
     }
@@ -7172,6 +7180,8 @@ impl<'de> serde::Deserialize<'de> for WatchOpen {
             "after_revision",
             "afterRevision",
             "watcher",
+            "min_revision",
+            "minRevision",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -7180,6 +7190,7 @@ impl<'de> serde::Deserialize<'de> for WatchOpen {
             ClusterId,
             AfterRevision,
             Watcher,
+            MinRevision,
             __SkipField__,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
@@ -7206,6 +7217,7 @@ impl<'de> serde::Deserialize<'de> for WatchOpen {
                             "clusterId" | "cluster_id" => Ok(GeneratedField::ClusterId),
                             "afterRevision" | "after_revision" => Ok(GeneratedField::AfterRevision),
                             "watcher" => Ok(GeneratedField::Watcher),
+                            "minRevision" | "min_revision" => Ok(GeneratedField::MinRevision),
                             _ => Ok(GeneratedField::__SkipField__),
                         }
                     }
@@ -7229,6 +7241,7 @@ impl<'de> serde::Deserialize<'de> for WatchOpen {
                 let mut cluster_id__ = None;
                 let mut after_revision__ = None;
                 let mut watcher__ = None;
+                let mut min_revision__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Service => {
@@ -7257,6 +7270,14 @@ impl<'de> serde::Deserialize<'de> for WatchOpen {
                             }
                             watcher__ = Some(map_.next_value()?);
                         }
+                        GeneratedField::MinRevision => {
+                            if min_revision__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("minRevision"));
+                            }
+                            min_revision__ = 
+                                Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
+                            ;
+                        }
                         GeneratedField::__SkipField__ => {
                             let _ = map_.next_value::<serde::de::IgnoredAny>()?;
                         }
@@ -7267,6 +7288,7 @@ impl<'de> serde::Deserialize<'de> for WatchOpen {
                     cluster_id: cluster_id__.unwrap_or_default(),
                     after_revision: after_revision__.unwrap_or_default(),
                     watcher: watcher__.unwrap_or_default(),
+                    min_revision: min_revision__.unwrap_or_default(),
                 })
             }
         }

@@ -236,6 +236,8 @@ struct WatchQuery {
     #[serde(default)]
     cluster_id: String,
     since: Option<u64>,
+    #[serde(default)]
+    min_revision: u64,
     wait: Option<String>,
 }
 
@@ -253,33 +255,36 @@ async fn watch(
 ) -> Result<Response, Problem> {
     let wait = wait(query.wait.as_deref()).map_err(|error| api.problem(error))?;
     let service = convert::service_filter(query.service).map_err(|error| api.problem(error))?;
-    let since = query.since.or_else(|| last_event_id(&headers));
-    let watcher = api.registry.watch(service, &query.cluster_id, since, via.peer()).await;
+    let WatchQuery { cluster_id, since, min_revision, .. } = query;
+    // A browser that reconnects asks for the same URL again: what it says besides is newer.
+    let (cluster_id, since) = match last_event_id(&headers) {
+        Some((cluster_id, revision)) => (cluster_id.to_owned(), Some(revision)),
+        None => (cluster_id, since),
+    };
+    let watcher = api.registry.watch(service, &cluster_id, since, min_revision, via.peer()).await;
     let watcher = watcher.map_err(|error| api.problem(error))?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accept.contains("text/event-stream") {
         let events = server_sent(api, watcher, via.stop());
         return Ok(Sse::new(stall::noticed(events)).into_response());
     }
-    let update = long_poll(watcher, since.unwrap_or(0), Instant::now() + wait, via.stop()).await;
+    let update = long_poll(watcher, Instant::now() + wait, via.stop()).await;
     let update = update.map_err(|error| api.problem(error))?;
     let updates = convert::watch_messages(&api.registry.header(), &update);
     Ok(Json(Updates { updates }).into_response())
 }
 
-/// The next update that is more than progress; progress at the deadline, or when this node stops.
+/// The next update that is more than progress; at the deadline, or when this node stops, how far the client is.
 async fn long_poll(
     mut watcher: Watcher,
-    since: u64,
     deadline: Instant,
     stop: CancellationToken,
 ) -> Result<Update, Error> {
-    let mut revision = since;
     loop {
         match stop.run_until_cancelled(timeout_at(deadline, watcher.next())).await {
-            Some(Ok(Ok(Update::Progress { revision: reached }))) => revision = reached,
+            Some(Ok(Ok(Update::Progress { .. }))) => {}
             Some(Ok(done)) => return done,
-            Some(Err(_)) | None => return Ok(Update::Progress { revision }),
+            Some(Err(_)) | None => return watcher.standing(),
         }
     }
 }
@@ -300,14 +305,20 @@ fn server_sent(
         let event = sse::Event::default();
         // Half a snapshot is nothing to resume from.
         let whole = !matches!(&message.kind, Some(pb::watch_response::Kind::Reset(reset)) if reset.more);
-        let revision = message.header.as_ref().map_or(0, |header| header.revision);
-        let event = if whole { event.id(revision.to_string()) } else { event };
+        let event = if whole { event.id(event_id(message.header.as_ref())) } else { event };
         Ok(event.json_data(&message).expect("our messages are JSON"))
     })
 }
 
-fn last_event_id(headers: &HeaderMap) -> Option<u64> {
-    headers.get("last-event-id")?.to_str().ok()?.parse().ok()
+/// What a client that reconnects says of itself: what it holds, of which cluster.
+fn event_id(header: Option<&pb::ResponseHeader>) -> String {
+    header.map_or_else(String::new, |header| format!("{}:{}", header.cluster_id, header.revision))
+}
+
+/// What a client that reconnects holds: a cluster's id and a revision.
+fn last_event_id(headers: &HeaderMap) -> Option<(&str, u64)> {
+    let (cluster_id, revision) = headers.get("last-event-id")?.to_str().ok()?.rsplit_once(':')?;
+    Some((cluster_id, revision.parse().ok()?))
 }
 
 fn wait(text: Option<&str>) -> Result<Duration, Error> {

@@ -32,7 +32,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::request::Connection;
-use super::stall::{Carrying, STALL_MAX, unless_stalled};
+use super::stall::{Carrying, unless_stalled};
 use crate::config::Limits;
 
 /// How HTTP/2 begins (RFC 9113, section 3.4).
@@ -104,7 +104,7 @@ async fn carry(
 ) {
     let _ = stream.set_nodelay(true); // Slower without, not wrong.
     // HTTP/1.1 has no pings: what a client does not acknowledge ends its connection.
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_MAX)); // Later without.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(limits.stall_timeout)); // Later without.
     let begun = stop.run_until_cancelled(timeout(limits.head_timeout, begin(stream))).await;
     let Some(Ok(Ok(stream))) = begun else {
         debug!(%peer, "a connection ended before its first request");
@@ -123,7 +123,7 @@ async fn carry(
     let serving = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(serving);
     let ended = tokio::select! {
-        ended = unless_stalled(STALL_MAX, connection.as_mut()) => match ended {
+        ended = unless_stalled(limits.stall_timeout, connection.as_mut()) => match ended {
             Some(ended) => ended,
             None => return debug!(%peer, "a connection was let go: its client reads no more"),
         },
@@ -147,7 +147,7 @@ async fn still_silent(asked: &AtomicBool, wait: Duration) {
 }
 
 fn builder(limits: &Limits) -> auto::Builder<Carrying> {
-    let mut http = auto::Builder::new(Carrying(STALL_MAX));
+    let mut http = auto::Builder::new(Carrying(limits.stall_timeout));
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)

@@ -1,28 +1,34 @@
 //! `Watch` over gRPC, from bytes that all watchers of a service share: an event is encoded when the first of them
 //! needs it, a part of a snapshot likewise, and the texts of a header once for the whole node. What is left for
-//! each watcher is to copy them into its stream.
+//! each watcher is to put them in line.
 //!
 //! # Why not the generated service
 //! Its codec encodes each message for each watcher: with a thousand of them that is a thousand times the same work.
+//! And it keeps a buffer for each stream that is as large as the largest message it has carried: a watcher that has
+//! once been sent a snapshot would cost a quarter of a MiB for as long as it lives.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use bytes::{BufMut, Bytes};
-use futures_util::future::BoxFuture;
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt, future, stream};
+use futures_util::{Stream, StreamExt, stream};
+use hyper::HeaderMap;
+use hyper::body::Frame;
 use prost::Message;
 use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint};
 use proto::registry::v1 as pb;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::server::{Grpc, StreamingService};
+use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
 use tonic::{Status, Streaming};
 
 use super::request::Connection;
@@ -35,31 +41,32 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How old the common part of a header may be: only the leader's address and the age of a follower's word change.
 const HEAD_AGE: Duration = Duration::from_millis(10);
 
+/// Room for what a watch is asked for: an opening or an acknowledgement. It grows for a larger one.
+const REQUEST_BYTES: usize = 256;
+
 /// Serves one call of `registry.v1.Registry/Watch`.
 pub async fn serve(State(api): State<Api>, request: Request) -> Response {
-    let bytes_max = api.limits.message_bytes_max;
-    let mut grpc = Grpc::new(Wire).apply_max_message_size_config(Some(bytes_max), None);
-    grpc.streaming(Watch(api), request).await.map(Body::new)
-}
-
-struct Watch(Api);
-
-impl StreamingService<pb::WatchRequest> for Watch {
-    type Response = Frame;
-    type ResponseStream = BoxStream<'static, Result<Frame, Status>>;
-    type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<pb::WatchRequest>>) -> Self::Future {
-        Box::pin(open(self.0.clone(), request))
+    match open(api, request).await {
+        Ok(answer) => {
+            let mut response = Response::new(Body::new(answer));
+            let kind = HeaderValue::from_static("application/grpc");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        Err(status) => status.into_http(),
     }
 }
 
-async fn open(
-    api: Api,
-    request: tonic::Request<Streaming<pb::WatchRequest>>,
-) -> Result<tonic::Response<BoxStream<'static, Result<Frame, Status>>>, Status> {
-    let connection = Connection::of(request.extensions()).cloned();
-    let mut inbound = request.into_inner();
+async fn open(api: Api, request: Request) -> Result<Answer, Status> {
+    let (parts, body) = request.into_parts();
+    if let Some(encoding) = parts.headers.get("grpc-encoding").filter(|encoding| *encoding != "identity") {
+        return Err(Status::unimplemented(format!(
+            "{encoding:?} is not supported: send messages as they are"
+        )));
+    }
+    let connection = Connection::of(&parts.extensions).cloned();
+    drop(parts); // it would live as long as the watch
+    let mut inbound = Streaming::new_request(Requests, body, None, Some(api.limits.message_bytes_max));
     let open = timeout(OPEN_TIMEOUT, inbound.message()).await;
     let open = match open.map_err(|_| api.status(convert::invalid("open", "did not come")))?? {
         Some(pb::WatchRequest { kind: Some(pb::watch_request::Kind::Open(open)) }) => open,
@@ -68,28 +75,25 @@ async fn open(
     let service = convert::service_filter(open.service).map_err(|error| api.status(error))?;
     let peer = connection.as_ref().map(|connection| connection.peer.ip());
     let after = Some(open.after_revision).filter(|revision| *revision > 0);
-    let watcher = api.registry.watch(service, &open.cluster_id, after, peer).await;
+    let watcher = api.registry.watch(service, &open.cluster_id, after, open.min_revision, peer).await;
     let watcher = watcher.map_err(|error| api.status(error))?;
     let stop = connection.map(|connection| connection.stop).unwrap_or_default();
-    let frames = frames(api, watcher, stop).map(Some);
-    // Acknowledgements are read, so that a client never blocks on sending them; barriers will keep them.
-    let acknowledgements = inbound.map(|_| None);
-    // The watch ends with the updates, not with the acknowledgements: a client may close its side early.
-    let both = stream::select(frames, acknowledgements).filter_map(future::ready);
-    let until_error = both.scan(false, |ended, frame| {
-        let frame = (!*ended).then_some(frame);
-        *ended |= matches!(frame, Some(Err(_)));
-        future::ready(frame)
-    });
-    Ok(tonic::Response::new(stall::noticed(until_error).boxed()))
+    let messages = Messages {
+        updates: updates(api, watcher, stop).boxed(),
+        inbound: Some(inbound),
+        reset: None,
+        ready: VecDeque::new(),
+        ended: false,
+    };
+    Ok(Answer(stall::noticed(messages).boxed()))
 }
 
-/// The frames of a watch, and why it ended.
-fn frames(
+/// The updates of a watch, each with what its header says, and why it ended.
+fn updates(
     api: Api,
     watcher: Watcher,
     stop: CancellationToken,
-) -> impl Stream<Item = Result<Frame, Status>> + Send {
+) -> impl Stream<Item = Result<(Arc<Head>, Update), Status>> + Send {
     stream::unfold(Some((api, watcher, stop)), async |state| {
         let (api, mut watcher, stop) = state?;
         match stop.run_until_cancelled(watcher.next()).await {
@@ -98,78 +102,138 @@ fn frames(
             None => Some((Err(Status::unavailable("this node stops")), None)),
         }
     })
-    .flat_map(|update| {
-        let (head, update) = match update {
-            Ok(both) => both,
-            Err(status) => return stream::iter(vec![Err(status)]).left_stream(),
-        };
-        stream::iter(Frame::of(head, update)).map(Ok).right_stream()
-    })
 }
 
-/// One message of a watch.
-struct Frame {
+/// The body of the answer: the messages' bytes, and at the end the status, which is why the watch ended.
+struct Answer(BoxStream<'static, Result<Bytes, Status>>);
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(ready!(self.0.poll_next_unpin(cx)).map(|piece| match piece {
+            Ok(bytes) => Ok(Frame::data(bytes)),
+            Err(status) => {
+                let mut trailers = HeaderMap::new();
+                status.add_header(&mut trailers)?;
+                Ok(Frame::trailers(trailers))
+            }
+        }))
+    }
+}
+
+/// What a watcher is sent, piece by piece, in the end the status.
+struct Messages {
+    updates: BoxStream<'static, Result<(Arc<Head>, Update), Status>>,
+    /// What the watcher says; none once it has closed its side, which ends nothing.
+    inbound: Option<Streaming<pb::WatchRequest>>,
+    /// The snapshot that is being sent.
+    reset: Option<Reset>,
+    /// Pieces of one message that can go.
+    ready: VecDeque<Bytes>,
+    ended: bool,
+}
+
+/// A snapshot on its way, part by part. Its turn is given back with it.
+struct Reset {
     head: Arc<Head>,
-    /// What its receiver holds after it.
-    revision: u64,
-    body: Content,
+    snapshot: Arc<Snapshot>,
+    part: usize,
+    _turn: OwnedSemaphorePermit,
 }
 
-enum Content {
-    /// A part of a snapshot, by its number; the last one gives back the turn.
-    Reset {
-        snapshot: Arc<Snapshot>,
-        part: usize,
-        _turn: Arc<OwnedSemaphorePermit>,
-    },
-    Events(Vec<Arc<Shared>>),
-    Progress,
-}
+impl Stream for Messages {
+    type Item = Result<Bytes, Status>;
 
-impl Frame {
-    fn of(head: Arc<Head>, update: Update) -> Vec<Frame> {
-        let revision = update.revision();
-        let frame = |body| Frame { head: head.clone(), revision, body };
-        match update {
-            Update::Reset { snapshot, turn } => {
-                let turn = Arc::new(turn);
-                let part = |part| Content::Reset { snapshot: snapshot.clone(), part, _turn: turn.clone() };
-                (0..snapshot.parts()).map(|number| frame(part(number))).collect()
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(piece) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(piece)));
             }
-            Update::Events { batches, .. } => vec![frame(Content::Events(batches))],
-            Update::Progress { .. } => vec![frame(Content::Progress)],
-        }
-    }
-
-    fn write(&self, into: &mut impl BufMut) {
-        self.head.write(self.revision, into);
-        match &self.body {
-            Content::Reset { snapshot, part, .. } => {
-                let instances = snapshot.wire(*part, |records| {
-                    let instances = records.iter().map(|record| convert::instance(record)).collect();
-                    pb::WatchReset { instances, ..Default::default() }.encode_to_vec().into()
-                });
-                let mut marks = [0u8; 4];
-                let mut rest = &mut marks[..];
-                for (tag, mark) in [(2, *part + 1 < snapshot.parts()), (3, *part == 0)] {
-                    if mark {
-                        encoding::bool::encode(tag, &true, &mut rest);
-                    }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if let Some(reset) = &mut this.reset {
+                if !reset.write(&mut this.ready) {
+                    this.reset = None;
                 }
-                let left = rest.len();
-                let marks = &marks[..marks.len() - left];
-                field(2, instances.len() + marks.len(), into);
-                into.put_slice(instances);
-                into.put_slice(marks);
+                continue;
             }
-            Content::Events(batches) => {
-                let wires = || batches.iter().map(|shared| shared.wire(encode_events));
-                field(3, wires().map(Bytes::len).sum(), into);
-                wires().for_each(|wire| into.put_slice(wire));
+            let next = match this.poll_inbound(cx) {
+                Some(status) => Some(Err(status)),
+                None => ready!(this.updates.poll_next_unpin(cx)),
+            };
+            match next {
+                Some(Ok((head, Update::Reset { snapshot, turn }))) => {
+                    this.reset = Some(Reset { head, snapshot, part: 0, _turn: turn });
+                }
+                Some(Ok((head, Update::Events { revision, batches }))) => {
+                    this.ready.push_back(events(&head, revision, &batches));
+                }
+                Some(Ok((head, Update::Progress { revision }))) => {
+                    this.ready.push_back(begin(&head, revision, 4, 0, 0).freeze());
+                }
+                Some(Err(status)) => {
+                    this.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+                None => this.ended = true,
             }
-            Content::Progress => field(4, 0, into),
         }
     }
+}
+
+impl Messages {
+    /// Takes in what the watcher says, so that it never blocks on saying it; barriers will keep it. Gives why the
+    /// watch has to end if it cannot be read.
+    fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Option<Status> {
+        while let Some(inbound) = &mut self.inbound {
+            match inbound.poll_next_unpin(cx) {
+                Poll::Pending => return None,
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(status))) => return Some(status),
+                Poll::Ready(None) => self.inbound = None,
+            }
+        }
+        None
+    }
+}
+
+impl Reset {
+    /// Puts the next part in line; false after the last.
+    fn write(&mut self, ready: &mut VecDeque<Bytes>) -> bool {
+        let (part, parts) = (self.part, self.snapshot.parts());
+        let instances = self.snapshot.wire(part, |records| {
+            let instances = records.iter().map(|record| convert::instance(record)).collect();
+            pb::WatchReset { instances, ..Default::default() }.encode_to_vec().into()
+        });
+        let mut marks = BytesMut::new();
+        for (tag, mark) in [(2, part + 1 < parts), (3, part == 0)] {
+            if mark {
+                encoding::bool::encode(tag, &true, &mut marks);
+            }
+        }
+        let body = instances.len() + marks.len();
+        ready.push_back(begin(&self.head, self.snapshot.revision, 2, body, 0).freeze());
+        // Shared by all who are sent it.
+        ready.extend([instances.clone(), marks.freeze()].into_iter().filter(|piece| !piece.is_empty()));
+        self.part += 1;
+        self.part < parts
+    }
+}
+
+/// A message of events. They are copied: many small pieces would cost more on their way than that.
+fn events(head: &Head, revision: u64, batches: &[Arc<Shared>]) -> Bytes {
+    let wires = || batches.iter().map(|shared| shared.wire(encode_events));
+    let bytes = wires().map(Bytes::len).sum();
+    let mut message = begin(head, revision, 3, bytes, bytes);
+    wires().for_each(|wire| message.put_slice(wire));
+    message.freeze()
 }
 
 /// The events of a batch as they stand in `WatchEvents`, which is what several of them are put together to.
@@ -177,10 +241,29 @@ fn encode_events(batch: &Batch) -> Bytes {
     pb::WatchEvents { events: batch.events.iter().map(convert::event).collect() }.encode_to_vec().into()
 }
 
-/// The key and length of a message that follows.
+/// A message up to where its kind's `body` bytes follow, with room for `room` of them: gRPC's mark that it is not
+/// compressed, its length, its header, and its kind's key and length.
+fn begin(head: &Head, revision: u64, kind: u32, body: usize, room: usize) -> BytesMut {
+    const PREFIX: usize = 5;
+    let head_bytes = head.bytes(revision);
+    let bytes = field_bytes(head_bytes) + head_bytes + field_bytes(body) + body;
+    let mut message = BytesMut::with_capacity(PREFIX + bytes - body + room);
+    message.put_u8(0);
+    message.put_u32(u32::try_from(bytes).expect("an update is cut into messages far smaller"));
+    field(1, head_bytes, &mut message);
+    head.write(revision, &mut message);
+    field(kind, body, &mut message);
+    message
+}
+
+/// The key and length of a message that follows. Keys up to 15 take a byte.
 fn field(tag: u32, bytes: usize, into: &mut impl BufMut) {
     encode_key(tag, WireType::LengthDelimited, into);
     encode_varint(bytes as u64, into);
+}
+
+fn field_bytes(bytes: usize) -> usize {
+    1 + encoded_len_varint(bytes as u64)
 }
 
 /// What is the same in every header that this node sends within a moment.
@@ -200,13 +283,20 @@ impl Head {
         Head { made_at: Instant::now(), texts: texts.encode_to_vec().into(), compact_revision, age_ms }
     }
 
-    fn write(&self, revision: u64, into: &mut impl BufMut) {
+    /// The numbers of a header about `revision`. Zero is not written, as everywhere in proto3.
+    fn numbers(&self, revision: u64) -> impl Iterator<Item = (u32, u64)> + use<> {
         let numbers = [(4, revision), (5, self.compact_revision), (7, self.age_ms)];
-        // Zero is not written, as everywhere in proto3; the keys of these fields take a byte.
-        let bytes = numbers.iter().map(|(_, n)| if *n == 0 { 0 } else { 1 + encoded_len_varint(*n) });
-        field(1, self.texts.len() + bytes.sum::<usize>(), into);
+        numbers.into_iter().filter(|(_, number)| *number != 0)
+    }
+
+    fn bytes(&self, revision: u64) -> usize {
+        let numbers = self.numbers(revision).map(|(_, number)| field_bytes(number as usize));
+        self.texts.len() + numbers.sum::<usize>()
+    }
+
+    fn write(&self, revision: u64, into: &mut impl BufMut) {
         into.put_slice(&self.texts);
-        numbers.iter().filter(|(_, n)| *n != 0).for_each(|(tag, n)| encoding::uint64::encode(*tag, n, into));
+        self.numbers(revision).for_each(|(tag, number)| encoding::uint64::encode(tag, &number, into));
     }
 }
 
@@ -224,36 +314,11 @@ impl Heads {
     }
 }
 
-/// Frames out, requests in.
-#[derive(Clone, Copy, Default)]
-struct Wire;
+/// Reads what a watcher says.
+#[derive(Clone, Copy)]
+struct Requests;
 
-impl Codec for Wire {
-    type Encode = Frame;
-    type Decode = pb::WatchRequest;
-    type Encoder = Wire;
-    type Decoder = Wire;
-
-    fn encoder(&mut self) -> Wire {
-        Wire
-    }
-
-    fn decoder(&mut self) -> Wire {
-        Wire
-    }
-}
-
-impl Encoder for Wire {
-    type Item = Frame;
-    type Error = Status;
-
-    fn encode(&mut self, frame: Frame, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        frame.write(into);
-        Ok(())
-    }
-}
-
-impl Decoder for Wire {
+impl Decoder for Requests {
     type Item = pb::WatchRequest;
     type Error = Status;
 
@@ -261,6 +326,10 @@ impl Decoder for Wire {
         let garbled =
             |error| Status::invalid_argument(format!("a message of a watch cannot be read: {error}"));
         pb::WatchRequest::decode(from).map(Some).map_err(garbled)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(REQUEST_BYTES, REQUEST_BYTES)
     }
 }
 

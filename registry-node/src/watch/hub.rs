@@ -423,6 +423,12 @@ impl Watcher {
         Ok(update)
     }
 
+    /// What there is to tell a client that waits no longer: how far it is, unless it has to start over and was not
+    /// sent a snapshot yet. Then it must not take itself for up to date.
+    pub fn standing(&self) -> Result<Update, Crowded> {
+        self.cursor.map(|revision| Update::Progress { revision }).ok_or(Crowded)
+    }
+
     fn hub(&self) -> &Inner {
         &self.follows.hub.0
     }

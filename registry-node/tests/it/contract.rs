@@ -183,6 +183,7 @@ impl Stream {
             cluster_id: cluster_id.to_owned(),
             after_revision,
             watcher: "tester".to_owned(),
+            ..Default::default()
         };
         let kind = Some(pb::watch_request::Kind::Open(open));
         sender.send(pb::WatchRequest { kind }).await.expect("there is room");
@@ -305,8 +306,23 @@ async fn server_sent_events(node: &str, url: &str) {
     let data = text.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");
     let message: Value = serde_json::from_str(data).expect("JSON");
     assert_eq!(message["reset"]["instances"][0]["id"], json!("l-2"));
-    let revision = number(&message["header"]["revision"]);
-    assert!(text.contains(&format!("id: {revision}\n")), "{text}");
+    let id = text.lines().find_map(|line| line.strip_prefix("id: ")).expect("an id");
+    let header = &message["header"];
+    assert_eq!(
+        id,
+        format!("{}:{}", header["clusterId"].as_str().expect("an id"), number(&header["revision"]))
+    );
+    // Reconnected as a browser does: by the same URL, which is older than what it holds.
+    let changed = number(&put(node, "l-2", "l").await["instance"]["modRev"]);
+    let request = format!(
+        "GET {}&since=0 HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nlast-event-id: {id}\r\n\r\n",
+        url.strip_prefix(node).expect("a URL of the node")
+    );
+    let text = String::from_utf8(super::wire::raw(node, request.as_bytes()).await.to_vec()).expect("text");
+    let data = text.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");
+    let message: Value = serde_json::from_str(data).expect("JSON");
+    let events = message["events"]["events"].as_array().unwrap_or_else(|| panic!("{message}"));
+    assert_eq!(events.iter().map(|event| number(&event["revision"])).collect::<Vec<_>>(), [changed]);
     call("DELETE", &format!("{node}/v1/instances/l-2"), "").await;
 }
 

@@ -163,6 +163,59 @@ async fn a_body_that_does_not_come(cluster: &Cluster) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_serves_so_many_and_the_next_when_one_has_left() {
+    let cluster = Cluster::start(1, &["--connections-max=4", "--watchers-max=3"]).await;
+    connections_of_a_port(&cluster).await;
+    watchers_of_a_node(&cluster).await;
+}
+
+/// A connection too many is made and not served; the other port is.
+async fn connections_of_a_port(cluster: &Cluster) {
+    let address = cluster.nodes[0].rest.trim_start_matches("http://").to_owned();
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut one = ask(&address).await;
+        timeout(PATIENCE, one.read_exact(&mut [0])).await.expect("in time").expect("an answer");
+        held.push(one);
+    }
+    let mut waits = ask(&address).await;
+    let silence = timeout(Duration::from_millis(500), waits.read_exact(&mut [0])).await;
+    assert!(silence.is_err(), "a fifth connection was served: {silence:?}");
+    let other = call("GET", &format!("{}/v1/services", cluster.nodes[0].grpc), "").await;
+    assert_eq!(other.status, 200, "the other port has places of its own");
+    drop(held.pop());
+    timeout(PATIENCE, waits.read_exact(&mut [0])).await.expect("in time").expect("served at last");
+}
+
+/// A connection that has asked something and stays.
+async fn ask(address: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(b"GET /v1/services HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it is open");
+    stream
+}
+
+/// Whatever protocol and connection they come by.
+async fn watchers_of_a_node(cluster: &Cluster) {
+    let (mut client, mut another) = (connect(cluster).await, connect(cluster).await);
+    let mut held = vec![
+        watch(&mut client).await.expect("the first"),
+        watch(&mut client).await.expect("the second"),
+        watch(&mut another).await.expect("the third"),
+    ];
+    let refused = watch(&mut another).await.expect_err("one too many");
+    let info = refused.get_details_error_info().expect("an ErrorInfo");
+    assert_eq!((refused.code(), info.reason.as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+    assert_eq!(info.metadata["retryable"], "true");
+    assert!(refused.message().contains("this node serves 3"), "{refused}");
+    let poll = format!("{}/v1/watch?service=limits", cluster.nodes[0].grpc);
+    let refused = call("GET", &poll, "").await;
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (429, Some("OVERLOADED")));
+    drop(held.pop());
+    until("a place that was given back is not free", async || call("GET", &poll, "").await.status == 200)
+        .await;
+}
+
 /// The peers' port takes so many connections, and none that says nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_on_the_peers_port_are_few_and_brief() {

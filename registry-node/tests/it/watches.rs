@@ -6,7 +6,7 @@ use proto::registry::v1 as pb;
 use proto::registry::v1::pipeline_request::Call;
 use proto::registry::v1::registry_client::RegistryClient;
 use proto::registry::v1::watch_response::Kind;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -25,13 +25,15 @@ async fn open(
     cluster_id: &str,
     after_revision: u64,
 ) -> Result<(Streaming<pb::WatchResponse>, mpsc::Sender<pb::WatchRequest>), Status> {
+    let (service, cluster_id) = (service.to_owned(), cluster_id.to_owned());
+    ask(client, pb::WatchOpen { service, cluster_id, after_revision, ..Default::default() }).await
+}
+
+async fn ask(
+    client: &mut RegistryClient<Channel>,
+    open: pb::WatchOpen,
+) -> Result<(Streaming<pb::WatchResponse>, mpsc::Sender<pb::WatchRequest>), Status> {
     let (sender, requests) = mpsc::channel(1);
-    let open = pb::WatchOpen {
-        service: service.to_owned(),
-        cluster_id: cluster_id.to_owned(),
-        after_revision,
-        ..Default::default()
-    };
     let open = pb::WatchRequest { kind: Some(pb::watch_request::Kind::Open(open)) };
     sender.send(open).await.expect("there is room");
     Ok((client.watch(ReceiverStream::new(requests)).await?.into_inner(), sender))
@@ -55,13 +57,7 @@ async fn fill(client: &mut RegistryClient<Channel>, service: &str, count: u64) {
         let call = Call::Register(pb::RegisterRequest { instance: Some(instance), ..Default::default() });
         pb::PipelineRequest { seq, call: Some(call) }
     };
-    let requests = tokio_stream::iter((0..count).map(register).collect::<Vec<_>>());
-    let mut answers = client.pipeline(requests).await.expect("a stream").into_inner();
-    for _ in 0..count {
-        let answer = timeout(PATIENCE, answers.message()).await.expect("in time").expect("it goes on");
-        let result = answer.expect("it goes on").result;
-        assert!(matches!(result, Some(pb::pipeline_response::Result::Register(_))), "{result:?}");
-    }
+    write(client, (0..count).map(register).collect()).await;
 }
 
 /// One that reads nothing while thousands of changes go by misses none of them, and is told many at once.
@@ -118,6 +114,23 @@ async fn a_watch_from_the_future_waits_and_is_refused() {
     let info = refused.get_details_error_info().expect("an ErrorInfo");
     assert_eq!((info.reason.as_str(), info.metadata["retryable"].as_str()), ("NOT_READY", "true"));
     assert!(info.metadata["leader_grpc"].starts_with("http://"));
+    // Nor does it begin with less than what the client knows; what that is of another cluster means nothing here.
+    let at_least = |cluster_id: &str| pb::WatchOpen {
+        service: "w".to_owned(),
+        cluster_id: cluster_id.to_owned(),
+        min_revision: 1_000_000,
+        ..Default::default()
+    };
+    let refused = match ask(&mut client, at_least("")).await {
+        Err(status) => status,
+        Ok((mut stream, _)) => stream.message().await.expect_err("it cannot know"),
+    };
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("the watch needs 1000000"), "{refused}");
+    let (mut stream, _open) = ask(&mut client, at_least("another")).await.expect("a watch");
+    assert!(matches!(message(&mut stream).await.kind, Some(Kind::Reset(_))));
+    let poll = call("GET", &format!("{}/v1/watch?service=w&min_revision=1000000", node.rest), "").await;
+    assert_eq!((poll.status, poll.json()["code"].as_str()), (503, Some("NOT_READY")));
     // The next revision comes while the watch waits for it.
     let mut soon = client.clone();
     let id = cluster_id.clone();
@@ -146,6 +159,134 @@ async fn a_poll_from_the_beginning_waits_for_the_first_change() {
     assert_eq!(call("PUT", &format!("{base}/v1/instances/w-1"), body).await.status, 201);
     let update = waiting.await.expect("no panic");
     assert_eq!(update["events"]["events"][0]["instance"]["id"], "w-1", "{update}");
+}
+
+/// Clients that stay connected and read nothing of their watches are let go; nobody else waits for them. Once the
+/// ring has forgotten what they missed they are told everything anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_reading_is_let_go_and_starts_over() {
+    let cluster = Cluster::start(1, &["--stall-timeout-ms=2000"]).await;
+    let node = &cluster.nodes[0];
+    let mut client = RegistryClient::connect(node.grpc.clone()).await.expect("it listens");
+    // One whose connection is as good as ever, with a small window for each stream.
+    let endpoint = Channel::from_shared(node.grpc.clone()).expect("a URL").initial_stream_window_size(65_535);
+    let mut stalled = RegistryClient::new(endpoint.connect().await.expect("it listens"));
+    let (mut unread, _open) = open(&mut stalled, "busy", "", 0).await.expect("a watch");
+    let begun = message(&mut unread).await.header.expect("a header");
+    // One that has left its socket unread since the first byte of an endless answer.
+    let mut socket = TcpStream::connect(node.rest.trim_start_matches("http://")).await.expect("it listens");
+    let request = b"GET /v1/watch?service=busy HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n";
+    socket.write_all(request).await.expect("it is open");
+    timeout(PATIENCE, socket.read_exact(&mut [0])).await.expect("in time").expect("an answer");
+    let (mut stream, _open) = open(&mut client, "busy", "", 0).await.expect("a watch");
+    let first = message(&mut stream).await.header.expect("a header").revision;
+    assert_eq!(watchers(&node.rest).await, 3);
+
+    let (heard, mut hears) = watch::channel(first);
+    let reader = tokio::spawn(async move {
+        loop {
+            let told = message(&mut stream).await;
+            let Some(Kind::Events(batch)) = told.kind else { continue };
+            for event in batch.events {
+                assert_eq!(event.revision, *heard.borrow() + 1, "every revision, in order, once");
+                heard.send_replace(event.revision);
+            }
+        }
+    });
+    let forgotten = overfill(&mut client, &node.rest, begun.revision).await;
+    hears.wait_for(|heard| *heard >= forgotten).await.expect("the reader goes on");
+    let begun_waiting = Instant::now();
+    while watchers(&node.rest).await > 1 {
+        assert!(begun_waiting.elapsed() < PATIENCE, "they are still there");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!reader.is_finished(), "the one that reads is still told");
+    reader.abort();
+
+    // What was on its way is still read, in order, and then that it broke off.
+    let mut held = begun.revision;
+    loop {
+        match timeout(PATIENCE, unread.message()).await.expect("in time") {
+            Ok(Some(told)) => held = held.max(told.header.expect("a header").revision),
+            Ok(None) => panic!("a stream that was broken off looks finished"),
+            Err(_) => break,
+        }
+    }
+    assert!(held < forgotten, "it has read everything");
+    let (mut again, _open) = open(&mut stalled, "busy", &begun.cluster_id, held).await.expect("a watch");
+    let told = message(&mut again).await;
+    assert!(matches!(&told.kind, Some(Kind::Reset(reset)) if reset.first), "{:?}", told.header);
+}
+
+/// Changes large records until the ring has forgotten far more than what may be on the way to a watcher. Gives a
+/// revision that is forgotten.
+async fn overfill(client: &mut RegistryClient<Channel>, node: &str, after: u64) -> u64 {
+    const ON_THE_WAY_MAX: u64 = 1_000;
+    for _ in 0..40 {
+        change(client, 250).await;
+        let status = call("GET", &format!("{node}/v1/status"), "").await.json();
+        let forgotten =
+            status["header"]["compactRevision"].as_str().map_or(0, |text| text.parse().expect("a number"));
+        if forgotten > after + ON_THE_WAY_MAX {
+            return forgotten;
+        }
+    }
+    panic!("the ring forgets nothing");
+}
+
+/// Changes the 20 large records of a service so many times, all on one stream.
+async fn change(client: &mut RegistryClient<Channel>, count: u64) {
+    let register = |seq: u64| {
+        let instance = pb::Instance {
+            id: format!("busy-{}", seq % 20),
+            service: "busy".to_owned(),
+            url: "http://127.0.0.1:1".to_owned(),
+            ttl_ms: 600_000,
+            metadata: [("filler".to_owned(), "x".repeat(14_000))].into(),
+            ..Default::default()
+        };
+        let call = Call::Register(pb::RegisterRequest { instance: Some(instance), ..Default::default() });
+        pb::PipelineRequest { seq, call: Some(call) }
+    };
+    write(client, (0..count).map(register).collect()).await;
+}
+
+/// Waits until all are registered.
+async fn write(client: &mut RegistryClient<Channel>, requests: Vec<pb::PipelineRequest>) {
+    let mut answers = client.pipeline(tokio_stream::iter(requests)).await.expect("a stream").into_inner();
+    while let Some(answer) = timeout(PATIENCE, answers.message()).await.expect("in time").expect("it goes on")
+    {
+        assert!(matches!(answer.result, Some(pb::pipeline_response::Result::Register(_))), "{answer:?}");
+    }
+}
+
+/// What a watcher was once sent does not stay with it: an idle one costs little, whatever its service is like.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_idle_watchers_cost_little() {
+    const WATCHERS: usize = 1_000;
+    const EACH_MAX: usize = 16 << 10;
+    let cluster = Cluster::start(1, &[]).await;
+    let node = &cluster.nodes[0];
+    let mut client = RegistryClient::connect(node.grpc.clone()).await.expect("it listens");
+    change(&mut client, 20).await;
+    // The first ones warm up what all share.
+    let mut held = Vec::new();
+    let mut before = 0;
+    for number in 0..50 + WATCHERS {
+        if number == 50 {
+            before = node.resident_bytes();
+        }
+        if number % 250 == 0 {
+            client = RegistryClient::connect(node.grpc.clone()).await.expect("it listens");
+        }
+        let (mut stream, sender) = open(&mut client, "busy", "", 0).await.expect("a watch");
+        while !matches!(message(&mut stream).await.kind, Some(Kind::Reset(reset)) if !reset.more) {}
+        held.push((stream, sender));
+    }
+    assert_eq!(watchers(&node.rest).await, (50 + WATCHERS) as u64);
+    let each = node.resident_bytes().saturating_sub(before) / WATCHERS;
+    println!("{each} bytes each");
+    assert!(each < EACH_MAX, "{each} bytes each");
 }
 
 /// A client whose network swallows everything holds its place no longer than its pings go unanswered.

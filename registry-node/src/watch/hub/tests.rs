@@ -189,6 +189,8 @@ async fn snapshots_are_sent_so_many_at_once_and_the_rest_is_told_to_come_again()
         resets.push(watcher.next().await.expect("a turn"));
     }
     assert_eq!(last.next().await.expect_err("no turn"), Crowded);
+    assert_eq!(last.standing().expect_err("it holds nothing"), Crowded);
+    assert!(matches!(watchers[0].standing(), Ok(Update::Progress { revision: 0 })));
     drop(resets);
     assert!(matches!(last.next().await.expect("a turn"), Update::Reset { .. }));
 }
