@@ -9,7 +9,7 @@ use proto::registry::v1::registry_client::RegistryClient;
 use tokio::time::sleep;
 
 use super::node::{Cluster, PATIENCE};
-use super::wire::call;
+use super::wire::{call, try_call};
 
 const INSTANCES: usize = 200;
 
@@ -64,6 +64,43 @@ async fn time_in_which_a_leader_stood_still_does_not_count() {
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(call("POST", &format!("{instance}/heartbeat"), "").await.status, 200);
+}
+
+/// A leader that stood still until its leases had run out, and was replaced meanwhile, must not act on what it
+/// remembers. Those who beat at its successor stay, in the same incarnation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_wakes_after_it_was_replaced_expires_nobody() {
+    const SHORT: Duration = Duration::from_secs(6);
+    let mut cluster = Cluster::start(3, &[]).await;
+    let old = cluster.leader().await;
+    let others = [(old + 1) % 3, (old + 2) % 3].map(|other| cluster.nodes[other].rest.clone());
+    let body = format!(r#"{{"service":"w","url":"http://127.0.0.1:1","ttlMs":{}}}"#, SHORT.as_millis());
+    let registered = call("PUT", &format!("{}/v1/instances/a", others[0]), &body).await.json();
+    let reg_rev = registered["instance"]["regRev"].as_str().expect("a revision").to_owned();
+    let beat = format!("{}/v1/instances/a/heartbeat?reg_rev={reg_rev}", others[1]);
+    cluster.nodes[old].pause();
+    let paused = Instant::now();
+    let (mut acknowledged, mut resumed) = (0, None);
+    // Until it has stood still for longer than the lease, and then for as long as it could do harm.
+    while resumed.is_none_or(|at: Instant| at.elapsed() < SHORT / 2) {
+        match try_call("POST", &beat, "").await {
+            Ok(reply) if reply.status == 200 => acknowledged += 1,
+            // There is no leader for a while; a lease that is lost would be told so.
+            Ok(reply) => assert!(reply.status >= 500, "{}", reply.json()),
+            Err(_) => {}
+        }
+        if resumed.is_none() && paused.elapsed() > SHORT + Duration::from_secs(1) {
+            assert!(acknowledged > 0, "nobody leads in its place");
+            cluster.nodes[old].resume();
+            resumed = Some(Instant::now());
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    cluster.wait_ready().await;
+    for node in &cluster.nodes {
+        let seen = call("GET", &format!("{}/v1/instances/a", node.rest), "").await;
+        assert_eq!((seen.status, seen.json()["instance"]["regRev"].as_str()), (200, Some(&*reg_rev)));
+    }
 }
 
 /// So many at once that, as nobody beats, most of them run out together.
