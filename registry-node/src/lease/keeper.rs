@@ -402,29 +402,41 @@ fn tell_brake(before: BrakeState, lessor: &Lessor) {
 /// Takes heartbeats to the leader, many in one call.
 async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>) {
     let places = Arc::new(Semaphore::new(FORWARD_CALLS));
-    while let Some(first) = queue.recv().await {
-        let deadline = first.deadline;
-        let mut count = first.beats.len();
-        let mut batch = vec![first];
-        let linger = Instant::now() + FORWARD_LINGER;
-        while count < FORWARD_MAX
-            && let Ok(Some(next)) = tokio::time::timeout_at(linger, queue.recv()).await
-        {
-            count += next.beats.len();
-            batch.push(next);
-        }
+    while let Some(batch) = gather(&mut queue).await {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let consensus = consensus.clone();
         tokio::spawn(scoped(async move {
-            forward_one(&consensus, batch, deadline).await;
+            let beats = batch.iter().flat_map(|forward| forward.beats.iter().cloned()).collect();
+            let result = consensus.forward_heartbeats(beats, batch[0].deadline).await;
+            share(batch, result);
             drop(place);
         }));
     }
 }
 
-async fn forward_one(consensus: &Consensus, batch: Vec<Forward>, deadline: Instant) {
-    let beats: Vec<Beat> = batch.iter().flat_map(|forward| forward.beats.iter().cloned()).collect();
-    let mut result = consensus.forward_heartbeats(beats, deadline).await;
+/// What goes in one call: what waits, and what comes within a moment. None at the end.
+async fn gather(queue: &mut mpsc::Receiver<Forward>) -> Option<Vec<Forward>> {
+    let first = queue.recv().await?;
+    let mut count = first.beats.len();
+    let mut batch = vec![first];
+    let linger = Instant::now() + FORWARD_LINGER;
+    while count < FORWARD_MAX {
+        // What is there goes along, however late it is.
+        let next = match queue.try_recv() {
+            Ok(next) => next,
+            Err(_) => match tokio::time::timeout_at(linger, queue.recv()).await {
+                Ok(Some(next)) => next,
+                _ => break,
+            },
+        };
+        count += next.beats.len();
+        batch.push(next);
+    }
+    Some(batch)
+}
+
+/// Gives each caller what the leader said of its heartbeats.
+fn share(batch: Vec<Forward>, mut result: Result<Vec<bool>, Error>) {
     for forward in batch {
         let part = match &mut result {
             Ok(renewed) => Ok(renewed.drain(..forward.beats.len().min(renewed.len())).collect()),

@@ -159,3 +159,43 @@ fn one_doubt_about_an_expiry_outlasts_every_later_refusal() {
     assert_eq!(after(true, true), After::Again);
     assert_eq!(after(true, false), After::Leave);
 }
+
+/// Heartbeats of one caller on their way to the leader, and where it hears of them.
+fn forward(beats: usize) -> (Forward, oneshot::Receiver<Result<Vec<bool>, Error>>) {
+    let beats = (0..beats).map(|number| (instance(&format!("i-{number}")), Some(1))).collect();
+    let (reply, answer) = oneshot::channel();
+    (Forward { beats, deadline: Instant::now() + PATIENCE, reply }, answer)
+}
+
+#[tokio::test]
+async fn heartbeats_of_many_callers_go_to_the_leader_together() {
+    let (sender, mut queue) = mpsc::channel(FORWARD_QUEUE);
+    let mut answers = Vec::new();
+    for _ in 0..FORWARD_MAX + 88 {
+        let (forward, answer) = forward(1);
+        sender.try_send(forward).expect("there is room");
+        answers.push(answer);
+    }
+    assert_eq!(gather(&mut queue).await.map(|batch| batch.len()), Some(FORWARD_MAX));
+    assert_eq!(gather(&mut queue).await.map(|batch| batch.len()), Some(88), "a few do not wait for more");
+    drop(sender);
+    assert!(gather(&mut queue).await.is_none());
+}
+
+#[test]
+fn each_caller_hears_of_its_own_heartbeats() {
+    let sizes = [2, 0, 3];
+    let said = vec![true, false, false, true, true];
+    let (batch, answers): (Vec<_>, Vec<_>) = sizes.into_iter().map(forward).unzip();
+    share(batch, Ok(said));
+    let mut heard =
+        answers.into_iter().map(|mut answer| answer.try_recv().expect("answered").expect("renewed"));
+    assert_eq!(heard.next(), Some(vec![true, false]));
+    assert_eq!(heard.next(), Some(vec![]));
+    assert_eq!(heard.next(), Some(vec![false, true, true]));
+    let (batch, answers): (Vec<_>, Vec<_>) = sizes.into_iter().map(forward).unzip();
+    share(batch, Err(Error::NoLeader));
+    for mut answer in answers {
+        assert!(matches!(answer.try_recv(), Ok(Err(Error::NoLeader))));
+    }
+}
