@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::{BrakeState, Lessor, Renewal};
 use crate::{
-    catalog::{Command, EventKind, InstanceId, Outcome, Proposal},
+    catalog::{Command, EventKind, InstanceId, Outcome, Proposal, Record},
     consensus::{self, Consensus, Error, Lead},
     metrics::Metrics,
     scope::scoped,
@@ -273,12 +273,15 @@ impl Inner {
     /// Grants every registered instance its whole time and the longest that its heartbeat may have been on the
     /// way: an election and a third of it.
     fn arm(&self, ledger: &mut Ledger, term: u64) {
-        let catalog = self.hub.catalog();
-        let leases = catalog.records().map(|record| {
-            (record.spec.id.clone(), record.reg_rev, Duration::from_millis(record.spec.ttl_ms.into()))
+        // Copied out: a catalog that is held while it changes is copied whole.
+        let (revision, leases): (u64, Vec<_>) = self.hub.read(|catalog| {
+            let lease = |record: &Arc<Record>| {
+                (record.spec.id.clone(), record.reg_rev, Duration::from_millis(record.spec.ttl_ms.into()))
+            };
+            (catalog.revision(), catalog.records().map(lease).collect())
         });
         ledger.lessor.arm_all(leases, Instant::now().into_std(), self.consensus.election_max());
-        ledger.revision = catalog.revision();
+        ledger.revision = revision;
         ledger.term = Some(term);
         info!(term, leases = ledger.lessor.len(), "armed the leases");
     }

@@ -140,6 +140,58 @@ async fn a_watch_from_the_future_waits_and_is_refused() {
     assert!(message(&mut stream).await.header.is_some_and(|header| header.revision >= 1));
 }
 
+/// A follower that was given a snapshot, because what it missed of the log is gone, tells its watchers everything
+/// anew: it cannot know what changed in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_is_given_a_snapshot_tells_its_watchers_anew() {
+    let mut cluster = Cluster::start(3, &["--snapshot-every=20", "--log-keep=5"]).await;
+    let leader = cluster.leader().await;
+    let behind = (leader + 1) % 3;
+    let [leader, behind] = [leader, behind].map(|node| &cluster.nodes[node]);
+    let mut writer = RegistryClient::connect(leader.grpc.clone()).await.expect("it listens");
+    let mut client = RegistryClient::connect(behind.grpc.clone()).await.expect("it listens");
+    fill(&mut writer, "w", 10).await;
+    let (mut stream, _open) = open(&mut client, "w", "", 0).await.expect("a watch");
+    let mut held = message(&mut stream).await.header.expect("a header").revision;
+    let missed = index(&behind.rest, "appliedIndex").await;
+    behind.pause();
+    let deadline = Instant::now() + PATIENCE;
+    while index(&leader.rest, "purgedIndex").await <= missed + 5 {
+        assert!(Instant::now() < deadline, "the log is kept");
+        fill(&mut writer, "w", 100).await;
+    }
+    behind.resume();
+    // What it still had taken in comes first, and then all there is.
+    let reset = loop {
+        let told = message(&mut stream).await;
+        let revision = told.header.expect("a header").revision;
+        assert!(revision >= held, "back from {held} to {revision}");
+        match told.kind.expect("a kind") {
+            Kind::Reset(reset) => break reset,
+            Kind::Events(events) => {
+                let revisions: Vec<_> = events.events.iter().map(|event| event.revision).collect();
+                assert!(revisions[0] == held + 1 && revisions.is_sorted(), "after {held}: {revisions:?}");
+            }
+            Kind::Progress(_) => assert_eq!(revision, held, "what it has not told"),
+        }
+        held = revision;
+    };
+    assert_eq!((reset.instances.len(), reset.first), (100, true));
+    // From there on it is like any other.
+    let (mut again, _open) = open(&mut writer, "w", "", 0).await.expect("a watch");
+    let now = message(&mut again).await.header.expect("a header").revision;
+    let mut reached = held;
+    while reached < now {
+        reached = message(&mut stream).await.header.expect("a header").revision;
+    }
+}
+
+/// A number of a node's status.
+async fn index(node: &str, name: &str) -> u64 {
+    let status = call("GET", &format!("{node}/v1/status"), "").await.json();
+    status[name].as_str().map_or(0, |text| text.parse().expect("a number"))
+}
+
 /// Who holds the empty catalog of this cluster waits for the first change; who holds nothing is told at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_poll_from_the_beginning_waits_for_the_first_change() {
