@@ -33,7 +33,7 @@ use tonic::{Status, Streaming};
 
 use super::request::Connection;
 use super::{Api, convert, stall};
-use crate::registry::{Batch, Header, Shared, Snapshot, Update, Watcher};
+use crate::registry::{Batch, Error, Header, Shared, Snapshot, Update, Watcher};
 
 /// A watch says what it wants in its first message, and at once.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,7 +99,7 @@ fn updates(
         match stop.run_until_cancelled(watcher.next()).await {
             Some(Ok(update)) => Some((Ok((api.heads.now(&api), update)), Some((api, watcher, stop)))),
             Some(Err(error)) => Some((Err(api.status(error)), None)),
-            None => Some((Err(Status::unavailable("this node stops")), None)),
+            None => Some((Err(api.status(Error::NotReady { why: "it is stopping".into() })), None)),
         }
     })
 }

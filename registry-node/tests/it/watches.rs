@@ -97,6 +97,25 @@ async fn a_watcher_that_stops_reading_misses_nothing() {
     }
 }
 
+/// A node that stops says so to its watchers, in the registry's own terms: they resume elsewhere at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_tells_its_watchers() {
+    let cluster = Cluster::start(1, &[]).await;
+    let mut client = RegistryClient::connect(cluster.nodes[0].grpc.clone()).await.expect("it listens");
+    let (mut stream, _open) = open(&mut client, "w", "", 0).await.expect("a watch");
+    message(&mut stream).await;
+    cluster.nodes[0].terminate();
+    let ended = loop {
+        match timeout(PATIENCE, stream.message()).await.expect("in time") {
+            Ok(told) => assert!(told.is_some(), "it ends as if there were no more"),
+            Err(status) => break status,
+        }
+    };
+    let info = ended.get_details_error_info().unwrap_or_else(|| panic!("{ended:?}"));
+    assert_eq!((ended.code(), info.reason.as_str()), (Code::Unavailable, "NOT_READY"));
+    assert_eq!(info.metadata["retryable"], "true");
+}
+
 /// A node waits for a revision that it has not applied yet, for a while, and then says that it has not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_from_the_future_waits_and_is_refused() {
