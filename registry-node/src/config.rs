@@ -67,6 +67,9 @@ pub struct Args {
     /// Keep a file of so many MiB in --dir that is given back when a node has to start on a full disk; 0 for none
     #[arg(long, env = "REGISTRY_BALLAST_MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(..=1 << 10))]
     pub ballast_mib: u64,
+    /// Threads that serve clients and peers; the store has its own [default: half of the cores, at least one]
+    #[arg(long, env = "REGISTRY_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    pub worker_threads: Option<u16>,
     /// Limits
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -114,6 +117,15 @@ pub struct LimitArgs {
 fn at_least(min: u64) -> clap::builder::RangedU64ValueParser {
     // More than any machine has, and within a usize everywhere.
     clap::builder::RangedU64ValueParser::new().range(min..=1 << 31)
+}
+
+impl Args {
+    /// How many threads serve clients and peers. A write is a chain of short steps, and waking another thread takes
+    /// longer than each of them: fewer threads answer sooner.
+    pub fn worker_threads(&self) -> usize {
+        let half = || std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        self.worker_threads.map_or_else(half, usize::from)
+    }
 }
 
 /// What can be done with the directory of a node that does not run.

@@ -169,6 +169,21 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
         .expect("our frozen structs have lengths and no skipped fields")
 }
 
+/// Hands the payload of `value` to `take`, piece by piece.
+pub fn feed<T: Serialize>(value: &T, take: impl FnMut(&[u8])) {
+    struct Pieces<F>(F);
+
+    impl<F: FnMut(&[u8])> bincode::enc::write::Writer for Pieces<F> {
+        fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+            (self.0)(bytes);
+            Ok(())
+        }
+    }
+
+    bincode::serde::encode_into_writer(value, Pieces(take), config())
+        .expect("our frozen structs have lengths and no skipped fields")
+}
+
 /// Reads a payload; it must be `T` to the last byte.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Error> {
     let (value, read) = bincode::serde::decode_from_slice(payload, config())

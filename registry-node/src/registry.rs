@@ -283,7 +283,7 @@ impl Registry {
     ) -> Result<Answer<Arc<Record>>, Error> {
         spec.validate(&self.limits)?;
         let id = spec.id.clone();
-        match self.propose(Command::Register { spec, expected }, caller).await? {
+        match self.propose(Command::Register { spec: Arc::new(spec), expected }, caller).await? {
             Effect { outcome: Outcome::Registered(record), .. } => Ok(self.answer_at(record.mod_rev, record)),
             other => Err(refusal(&id, other.outcome)),
         }
@@ -520,6 +520,7 @@ impl Registry {
         let expected = (mode != RestoreMode::Replace).then_some(0);
         let deadline = Instant::now() + self.limits.call_timeout;
         let register = async |(spec, cause)| {
+            let (spec, cause) = (Arc::new(spec), Arc::new(cause));
             let command = Command::Register { spec, expected };
             self.consensus.propose(Sealed::new(Proposal { command, cause, origin: None }), deadline).await
         };

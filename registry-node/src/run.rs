@@ -53,6 +53,7 @@ pub fn main(args: Args) -> ExitCode {
         Some(Command::Recover(recover)) => return offline::recover(recover),
         None => {}
     }
+    let threads = args.worker_threads();
     let config = match args.check() {
         Ok(config) => config,
         Err(error) => {
@@ -61,14 +62,16 @@ pub fn main(args: Args) -> ExitCode {
         }
     };
     log_to_stderr();
-    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "no runtime");
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(run(config));
+    // On a worker as well: whatever wakes it there wakes no other thread.
+    let outcome = runtime.block_on(runtime.spawn(run(config))).unwrap_or_else(|panic| Err(panic.into()));
     runtime.shutdown_timeout(GRACE);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -110,7 +110,7 @@ pub fn spec(instance: Option<pb::Instance>, limits: &Limits) -> Result<Spec, Err
         zone: instance.zone,
         version: instance.version,
         tags: instance.tags,
-        metadata: instance.metadata,
+        metadata: instance.metadata.into_iter().collect(),
         status,
     };
     spec.validate(limits)?;
@@ -280,20 +280,20 @@ pub fn header(header: &Header) -> pb::ResponseHeader {
 
 /// A record.
 pub fn instance(record: &Record) -> pb::Instance {
-    let spec = record.spec.clone();
+    let spec = &record.spec;
     pb::Instance {
-        id: spec.id.into(),
-        service: spec.service.into(),
-        host: spec.host,
+        id: spec.id.as_str().to_owned(),
+        service: spec.service.as_str().to_owned(),
+        host: spec.host.clone(),
         port: spec.port.into(),
-        url: spec.url,
-        health_path: spec.health_path,
+        url: spec.url.clone(),
+        health_path: spec.health_path.clone(),
         ttl_ms: spec.ttl_ms,
         weight: spec.weight,
-        zone: spec.zone,
-        version: spec.version,
-        tags: spec.tags,
-        metadata: spec.metadata,
+        zone: spec.zone.clone(),
+        version: spec.version.clone(),
+        tags: spec.tags.clone(),
+        metadata: spec.metadata.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         status: wire_status(spec.status).into(),
         reg_rev: record.reg_rev,
         mod_rev: record.mod_rev,

@@ -4,12 +4,12 @@
 //! with a conversion from `V1`, and a golden test beside the old one.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Catalog;
+use super::metadata::Metadata;
 use super::sessions::Done;
 use super::types::{
     Command, InstanceId, Invalid, Origin, Outcome, Proposal, Provenance, Record, Refusal, ServiceName, Spec,
@@ -92,22 +92,22 @@ pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, envelope::Error> {
 
 /// The record's part of [`Catalog::hash`]: FNV-1a (64 bit) of its bytes in version 1, mixed.
 pub fn record_hash(record: &Record) -> u64 {
-    fnv1a(&envelope::encode(&RecordV1::from(record)))
+    hash_of(&RecordV1::from(record))
 }
 
 /// Tells one command from another: the same hash over its bytes in version 1.
 pub fn command_digest(command: &Command) -> u64 {
-    fnv1a(&envelope::encode(&CommandV1::from(command)))
+    hash_of(&CommandV1::from(command))
 }
 
 /// Of what became of a command.
 pub fn outcome_hash(outcome: &Outcome) -> u64 {
-    fnv1a(&envelope::encode(&OutcomeV1::from(outcome)))
+    hash_of(&OutcomeV1::from(outcome))
 }
 
 /// Of a client's name.
 pub fn name_hash(name: &str) -> u64 {
-    fnv1a(name.as_bytes())
+    mix(fnv1a(FNV_OFFSET, name.as_bytes()))
 }
 
 /// Tells the items of a sum apart by what they are.
@@ -124,9 +124,18 @@ pub fn chain(numbers: &[u64]) -> u64 {
     numbers.iter().fold(0, |hash: u64, number| mix(hash.wrapping_add(mix(*number))))
 }
 
-fn fnv1a(bytes: &[u8]) -> u64 {
+/// FNV-1a of a value's bytes, mixed.
+fn hash_of<T: Serialize>(value: &T) -> u64 {
+    let mut hash = FNV_OFFSET;
+    envelope::feed(value, |bytes| hash = fnv1a(hash, bytes));
+    mix(hash)
+}
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
     let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv))
+    bytes.iter().fold(hash, fnv)
 }
 
 /// The finaliser of SplitMix64: every bit of the input moves every bit of the result.
@@ -148,10 +157,11 @@ impl Catalog {
         }
         for (client, session) in self.sessions.iter() {
             let (used, forgotten) = (session.used, session.forgotten);
-            chunks.push(&ItemV1::Session { client: client.clone(), used, forgotten });
+            let name = || client.to_string();
+            chunks.push(&ItemV1::Session { client: name(), used, forgotten });
             for (seq, done) in &session.outcomes {
                 let (digest, outcome) = (done.digest, (&done.outcome).into());
-                chunks.push(&ItemV1::Outcome { client: client.clone(), seq: *seq, digest, outcome });
+                chunks.push(&ItemV1::Outcome { client: name(), seq: *seq, digest, outcome });
             }
         }
         let (floor, nodes) = self.retired.parts();
@@ -249,7 +259,7 @@ impl Restore {
             (ItemV1::Record(record), true) => self.take_record((*record).try_into().map_err(broken)?),
             (ItemV1::Session { client, used, forgotten }, true) => {
                 self.sessions += 1;
-                self.catalog.sessions.insert(client, used, forgotten);
+                self.catalog.sessions.insert(client.into(), used, forgotten);
             }
             (ItemV1::Outcome { client, seq, digest, outcome }, true) => {
                 let done = Done::new(digest, outcome.try_into().map_err(broken)?);
@@ -383,7 +393,7 @@ struct SpecV1<'a> {
     zone: Cow<'a, str>,
     version: Cow<'a, str>,
     tags: Cow<'a, [String]>,
-    metadata: Cow<'a, BTreeMap<String, String>>,
+    metadata: Cow<'a, Metadata>,
     status: StatusV1,
 }
 
@@ -440,7 +450,7 @@ impl<'a> From<&'a Proposal> for ProposalV1<'a> {
     fn from(proposal: &'a Proposal) -> ProposalV1<'a> {
         ProposalV1 {
             command: (&proposal.command).into(),
-            cause: (&proposal.cause).into(),
+            cause: proposal.cause.as_ref().into(),
             origin: proposal
                 .origin
                 .as_ref()
@@ -454,7 +464,7 @@ impl TryFrom<ProposalV1<'_>> for Proposal {
     fn try_from(proposal: ProposalV1<'_>) -> Result<Proposal, Invalid> {
         Ok(Proposal {
             command: proposal.command.try_into()?,
-            cause: proposal.cause.into(),
+            cause: Arc::new(proposal.cause.into()),
             origin: proposal
                 .origin
                 .map(|OriginV1 { client, seq }| Origin { client: client.into_owned(), seq }),
@@ -466,7 +476,7 @@ impl<'a> From<&'a Command> for CommandV1<'a> {
     fn from(command: &'a Command) -> CommandV1<'a> {
         match command {
             Command::Register { spec, expected } => {
-                CommandV1::Register { spec: Box::new(spec.into()), expected: *expected }
+                CommandV1::Register { spec: Box::new(spec.as_ref().into()), expected: *expected }
             }
             Command::Deregister { id, reg_rev } => {
                 CommandV1::Deregister { id: id.as_str().into(), reg_rev: *reg_rev }
@@ -488,7 +498,7 @@ impl TryFrom<CommandV1<'_>> for Command {
     fn try_from(command: CommandV1<'_>) -> Result<Command, Invalid> {
         Ok(match command {
             CommandV1::Register { spec, expected } => {
-                Command::Register { spec: (*spec).try_into()?, expected }
+                Command::Register { spec: Arc::new((*spec).try_into()?), expected }
             }
             CommandV1::Deregister { id, reg_rev } => {
                 Command::Deregister { id: InstanceId::new(id)?, reg_rev }
@@ -562,7 +572,8 @@ impl TryFrom<SpecV1<'_>> for Spec {
 impl<'a> From<&'a Record> for RecordV1<'a> {
     fn from(record: &'a Record) -> RecordV1<'a> {
         let (reg_rev, mod_rev) = (record.reg_rev, record.mod_rev);
-        RecordV1 { spec: (&record.spec).into(), reg_rev, mod_rev, changed: (&record.changed).into() }
+        let (spec, changed) = (record.spec.as_ref().into(), record.changed.as_ref().into());
+        RecordV1 { spec, reg_rev, mod_rev, changed }
     }
 }
 
@@ -570,7 +581,8 @@ impl TryFrom<RecordV1<'_>> for Record {
     type Error = Invalid;
     fn try_from(record: RecordV1<'_>) -> Result<Record, Invalid> {
         let (reg_rev, mod_rev) = (record.reg_rev, record.mod_rev);
-        Ok(Record { spec: record.spec.try_into()?, reg_rev, mod_rev, changed: record.changed.into() })
+        let (spec, changed) = (record.spec.try_into()?, record.changed.into());
+        Ok(Record { spec: Arc::new(spec), reg_rev, mod_rev, changed: Arc::new(changed) })
     }
 }
 

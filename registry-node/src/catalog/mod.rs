@@ -4,10 +4,11 @@
 //! randomness, no I/O, no order of a hash map. Revisions are the catalog's own time: one per command that changed
 //! something, and each comes with at least one event, so watchers can tell that they miss none.
 //!
-//! `types` is the vocabulary, `sessions` makes retries apply once, `retired` keeps the ids of removed nodes from
+//! `types` is the vocabulary (`metadata` is a part of it), `sessions` makes retries apply once, `retired` keeps the ids of removed nodes from
 //! coming back, `codec` is what leaves memory.
 
 mod codec;
+mod metadata;
 mod retired;
 mod sessions;
 mod types;
@@ -24,6 +25,7 @@ use sessions::{Done, Sessions};
 pub use codec::{
     HASH_VERSION, RestoreError, decode_outcome, decode_proposal, encode_outcome, encode_proposal,
 };
+pub use metadata::Metadata;
 pub use types::{
     Applied, Command, Event, EventKind, InstanceId, Invalid, NAME_BYTES_MAX, Origin, Outcome, Proposal,
     Provenance, Record, Refusal, ServiceName, Spec, Status, WEIGHT_DEFAULT, WEIGHT_MAX,
@@ -34,13 +36,20 @@ pub use types::{
 pub struct Catalog {
     revision: u64,
     feature_level: u32,
-    records: BTreeMap<InstanceId, Arc<Record>>,
+    records: BTreeMap<InstanceId, Kept>,
     /// The ids of each service that has any; the same instances as in `records`.
     services: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     sessions: Sessions,
     retired: Retired,
     /// Wrapping sum of [`codec::record_hash`] over `records`: order does not matter, removal subtracts.
     records_hash: u64,
+}
+
+/// A record and its hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kept {
+    record: Arc<Record>,
+    hash: u64,
 }
 
 impl Catalog {
@@ -76,13 +85,13 @@ impl Catalog {
 
     /// The record of `id`.
     pub fn get(&self, id: &InstanceId) -> Option<&Arc<Record>> {
-        self.records.get(id)
+        self.records.get(id).map(|kept| &kept.record)
     }
 
     /// All records, or those of one service, by id.
     pub fn list(&self, service: Option<&ServiceName>) -> Vec<Arc<Record>> {
         match service {
-            None => self.records.values().cloned().collect(),
+            None => self.records().cloned().collect(),
             Some(service) => self.members(service).cloned().collect(),
         }
     }
@@ -95,7 +104,7 @@ impl Catalog {
 
     /// All records, by id.
     pub fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
-        self.records.values()
+        self.records.values().map(|kept| &kept.record)
     }
 
     /// How many instances are registered.
@@ -140,7 +149,12 @@ impl Catalog {
         codec::mix(codec::mix(self.revision).wrapping_add(self.records_hash))
     }
 
-    fn execute(&mut self, entry_term: u64, command: &Command, cause: &Provenance) -> (Outcome, Vec<Event>) {
+    fn execute(
+        &mut self,
+        entry_term: u64,
+        command: &Command,
+        cause: &Arc<Provenance>,
+    ) -> (Outcome, Vec<Event>) {
         match command {
             Command::Register { spec, expected } => self.register(spec, *expected, cause),
             Command::Deregister { id, reg_rev } => self.deregister(id, *reg_rev, cause),
@@ -154,21 +168,26 @@ impl Catalog {
         }
     }
 
-    fn register(&mut self, spec: &Spec, expected: Option<u64>, cause: &Provenance) -> (Outcome, Vec<Event>) {
-        let previous = self.records.get(&spec.id).cloned();
-        let current = previous.as_ref().map(|record| record.mod_rev);
-        if expected.is_some_and(|expected| expected != current.unwrap_or(0)) {
-            return refused(Refusal::Precondition { current });
+    fn register(
+        &mut self,
+        spec: &Arc<Spec>,
+        expected: Option<u64>,
+        cause: &Arc<Provenance>,
+    ) -> (Outcome, Vec<Event>) {
+        if let Some(expected) = expected {
+            let current = self.get(&spec.id).map(|record| record.mod_rev);
+            if expected != current.unwrap_or(0) {
+                return refused(Refusal::Precondition { current });
+            }
         }
         self.revision += 1;
-        let mut events = Vec::with_capacity(1);
-        if let Some(moved) = previous.as_ref().filter(|record| record.spec.service != spec.service) {
-            self.take(&spec.id);
-            events.push(self.event(EventKind::Delete, moved.clone(), cause));
-        }
         let (reg_rev, mod_rev) = (self.revision, self.revision);
         let record = Arc::new(Record { spec: spec.clone(), reg_rev, mod_rev, changed: cause.clone() });
-        self.put(record.clone());
+        let previous = self.put(record.clone());
+        let mut events = Vec::with_capacity(1);
+        if let Some(moved) = previous.as_ref().filter(|previous| previous.service() != record.service()) {
+            events.push(self.event(EventKind::Delete, moved.clone(), cause));
+        }
         events.push(Event { previous, ..self.event(EventKind::Put, record.clone(), cause) });
         (Outcome::Registered(record), events)
     }
@@ -177,7 +196,7 @@ impl Catalog {
         &mut self,
         id: &InstanceId,
         reg_rev: Option<u64>,
-        cause: &Provenance,
+        cause: &Arc<Provenance>,
     ) -> (Outcome, Vec<Event>) {
         match self.incarnation(id, reg_rev) {
             Err(Refusal::NotFound) => (Outcome::Deregistered { found: false }, Vec::new()),
@@ -195,7 +214,7 @@ impl Catalog {
         id: &InstanceId,
         status: Status,
         reg_rev: Option<u64>,
-        cause: &Provenance,
+        cause: &Arc<Provenance>,
     ) -> (Outcome, Vec<Event>) {
         let record = match self.incarnation(id, reg_rev) {
             Err(refusal) => return refused(refusal),
@@ -204,7 +223,7 @@ impl Catalog {
         };
         self.revision += 1;
         let mut changed = Record::clone(&record);
-        changed.spec.status = status;
+        Arc::make_mut(&mut changed.spec).status = status;
         changed.mod_rev = self.revision;
         changed.changed = cause.clone();
         let (record, previous) = (Arc::new(changed), Some(record));
@@ -213,7 +232,7 @@ impl Catalog {
         (Outcome::StatusSet(record), vec![event])
     }
 
-    fn expire(&mut self, victims: &[(InstanceId, u64)], cause: &Provenance) -> (Outcome, Vec<Event>) {
+    fn expire(&mut self, victims: &[(InstanceId, u64)], cause: &Arc<Provenance>) -> (Outcome, Vec<Event>) {
         let mut gone = Vec::new();
         for (id, reg_rev) in victims {
             if self.incarnation(id, Some(*reg_rev)).is_ok() {
@@ -230,43 +249,55 @@ impl Catalog {
 
     /// The record of `id` if it is the incarnation `reg_rev`, or any when that is none.
     fn incarnation(&self, id: &InstanceId, reg_rev: Option<u64>) -> Result<Arc<Record>, Refusal> {
-        let record = self.records.get(id).ok_or(Refusal::NotFound)?;
+        let record = self.get(id).ok_or(Refusal::NotFound)?;
         if reg_rev.is_some_and(|reg_rev| reg_rev != record.reg_rev) {
             return Err(Refusal::Superseded { current: record.reg_rev });
         }
         Ok(record.clone())
     }
 
-    fn event(&self, kind: EventKind, record: Arc<Record>, cause: &Provenance) -> Event {
+    fn event(&self, kind: EventKind, record: Arc<Record>, cause: &Arc<Provenance>) -> Event {
         Event { revision: self.revision, kind, record, previous: None, cause: cause.clone() }
     }
 
     fn members(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Record>> {
         let ids = self.services.get(service).into_iter().flatten();
-        ids.map(|id| self.records.get(id).expect("`services` names only ids of `records`"))
+        ids.map(|id| self.get(id).expect("`services` names only ids of `records`"))
     }
 
-    /// Puts a record in, in place of one of the same id and service.
-    fn put(&mut self, record: Arc<Record>) {
+    /// Puts a record in, in place of one of the same id, which is returned.
+    fn put(&mut self, record: Arc<Record>) -> Option<Arc<Record>> {
+        let hash = codec::record_hash(&record);
+        self.records_hash = self.records_hash.wrapping_add(hash);
         let (id, service) = (record.spec.id.clone(), record.spec.service.clone());
-        self.records_hash = self.records_hash.wrapping_add(codec::record_hash(&record));
-        if let Some(previous) = self.records.insert(id.clone(), record) {
-            assert_eq!(previous.spec.service, service, "{id} moved without leaving its service");
-            self.records_hash = self.records_hash.wrapping_sub(codec::record_hash(&previous));
+        let previous = self.records.insert(id.clone(), Kept { record, hash });
+        if let Some(Kept { record, hash }) = &previous {
+            self.records_hash = self.records_hash.wrapping_sub(*hash);
+            if *record.service() != service {
+                self.leave(record);
+            }
         }
-        self.services.entry(service).or_default().insert(id);
+        let previous = previous.map(|kept| kept.record);
+        if previous.as_ref().is_none_or(|record| *record.service() != service) {
+            self.services.entry(service).or_default().insert(id);
+        }
+        previous
     }
 
     fn take(&mut self, id: &InstanceId) -> Option<Arc<Record>> {
-        let record = self.records.remove(id)?;
-        self.records_hash = self.records_hash.wrapping_sub(codec::record_hash(&record));
-        let ids =
-            self.services.get_mut(&record.spec.service).expect("each record's service is in `services`");
-        ids.remove(id);
-        if ids.is_empty() {
-            self.services.remove(&record.spec.service);
-        }
+        let Kept { record, hash } = self.records.remove(id)?;
+        self.records_hash = self.records_hash.wrapping_sub(hash);
+        self.leave(&record);
         Some(record)
+    }
+
+    /// Its service has one member less.
+    fn leave(&mut self, record: &Record) {
+        let ids = self.services.get_mut(record.service()).expect("each record's service is in `services`");
+        ids.remove(&record.spec.id);
+        if ids.is_empty() {
+            self.services.remove(record.service());
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! directions; what was forgotten is refused rather than applied a second time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::codec::{self, chain, tag};
 use super::types::{Origin, Outcome, Refusal};
@@ -18,10 +19,10 @@ pub const OUTCOMES_MAX: usize = 32;
 /// The sessions of all clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
-    clients: BTreeMap<String, Session>,
+    clients: BTreeMap<Arc<str>, Session>,
     /// (last use, client), one per client: the first is evicted first. Ties go by name, so that every node evicts
     /// the same.
-    by_use: BTreeSet<(u64, String)>,
+    by_use: BTreeSet<(u64, Arc<str>)>,
     /// Wrapping sum over clients and outcomes, kept up with them.
     hash: u64,
 }
@@ -59,7 +60,7 @@ impl Done {
 impl Sessions {
     /// What a command of this origin and digest must answer without being applied; none if it is to be applied.
     pub fn recall(&self, origin: &Origin, digest: u64) -> Option<Outcome> {
-        let session = self.clients.get(&origin.client)?;
+        let session = self.clients.get(origin.client.as_str())?;
         if let Some(done) = session.outcomes.get(&origin.seq) {
             let same = done.digest == digest;
             return Some(if same { done.outcome.clone() } else { Outcome::Refused(Refusal::SequenceReused) });
@@ -70,15 +71,21 @@ impl Sessions {
     /// Notes what became of a command that [`Sessions::recall`] did not know, at the catalog's `revision`.
     pub fn remember(&mut self, origin: &Origin, revision: u64, done: Done) {
         let name = codec::name_hash(&origin.client);
-        let mut session = match self.clients.remove(&origin.client) {
-            Some(session) => {
-                self.by_use.remove(&(session.used, origin.client.clone()));
-                self.hash = self.hash.wrapping_sub(session.head_hash(name));
-                session
+        let client = match self.clients.get_key_value(origin.client.as_str()) {
+            Some((client, _)) => client.clone(),
+            None => {
+                let client: Arc<str> = origin.client.as_str().into();
+                self.insert(client.clone(), revision, 0);
+                client
             }
-            None => Session::default(),
         };
-        session.used = revision;
+        let session = self.clients.get_mut(&client).expect("it is there");
+        self.hash = self.hash.wrapping_sub(session.head_hash(name));
+        if session.used != revision {
+            self.by_use.remove(&(session.used, client.clone()));
+            self.by_use.insert((revision, client));
+            session.used = revision;
+        }
         self.hash = self.hash.wrapping_add(outcome_hash(name, origin.seq, &done));
         session.outcomes.insert(origin.seq, done);
         if session.outcomes.len() > OUTCOMES_MAX
@@ -88,20 +95,18 @@ impl Sessions {
             session.forgotten = seq;
         }
         self.hash = self.hash.wrapping_add(session.head_hash(name));
-        self.by_use.insert((revision, origin.client.clone()));
-        self.clients.insert(origin.client.clone(), session);
         if self.clients.len() > CLIENTS_MAX {
             self.evict();
         }
     }
 
     /// Every client, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Session)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Session)> {
         self.clients.iter()
     }
 
     /// Puts back a client that is not there yet, without its outcomes.
-    pub fn insert(&mut self, client: String, used: u64, forgotten: u64) {
+    pub fn insert(&mut self, client: Arc<str>, used: u64, forgotten: u64) {
         let session = Session { used, forgotten, outcomes: BTreeMap::new() };
         self.hash = self.hash.wrapping_add(session.head_hash(codec::name_hash(&client)));
         self.by_use.insert((used, client.clone()));

@@ -34,7 +34,7 @@ fn parse(line: &str) -> Proposal {
     let command = match words[0] {
         "register" => {
             let (service, id) = words[1].split_once('/').expect("SERVICE/ID");
-            Command::Register { spec: spec(service, id), expected: words.get(3).map(number) }
+            Command::Register { spec: spec(service, id).into(), expected: words.get(3).map(number) }
         }
         "deregister" => Command::Deregister { id: id(words[1]), reg_rev: words.get(2).map(number) },
         "status" => {
@@ -55,7 +55,7 @@ fn parse(line: &str) -> Proposal {
         other => panic!("{other} is no command"),
     };
     let origin = origin.map(|(client, seq)| Origin { client: client.to_owned(), seq: number(&seq) });
-    Proposal { command, cause: Provenance::default(), origin }
+    Proposal { command, cause: Arc::default(), origin }
 }
 
 fn describe(outcome: &Outcome) -> String {
@@ -211,7 +211,7 @@ fn feature_level_only_rises_and_takes_no_revision() {
     let mut catalog = Catalog::default();
     let mut raise = |level| {
         let command = Command::SetFeatureLevel { level };
-        catalog.apply(7, &Proposal { command, cause: Provenance::default(), origin: None })
+        catalog.apply(7, &Proposal { command, cause: Arc::default(), origin: None })
     };
     assert_eq!(raise(3).outcome, Outcome::FeatureLevel(3));
     assert_eq!(raise(2).outcome, Outcome::FeatureLevel(3));
@@ -269,11 +269,11 @@ fn hex(bytes: &[u8]) -> String {
 fn sample() -> Proposal {
     let mut spec = spec("web", "a");
     spec.tags = vec!["t".to_owned()];
-    spec.metadata.insert("k".to_owned(), "v".to_owned());
+    spec.metadata = [("k".to_owned(), "v".to_owned())].into_iter().collect();
     spec.status = Status::Draining;
     Proposal {
-        command: Command::Register { spec, expected: Some(4) },
-        cause: Provenance { by: "me".to_owned(), why: "test".to_owned(), at_ms: 1 },
+        command: Command::Register { spec: spec.into(), expected: Some(4) },
+        cause: Arc::new(Provenance { by: "me".to_owned(), why: "test".to_owned(), at_ms: 1 }),
         origin: Some(Origin { client: "c".to_owned(), seq: 2 }),
     }
 }
@@ -448,7 +448,8 @@ fn command() -> impl Strategy<Value = Command> {
     let status = prop::sample::select(vec![Status::Up, Status::Draining, Status::Maintenance]);
     prop_oneof![
         4 => (service, name(), revision(), prop::bool::weighted(0.7)).prop_map(|(service, name, expected, always)| {
-            Command::Register { spec: spec(service, name), expected: expected.filter(|_| !always) }
+            let expected = expected.filter(|_| !always);
+            Command::Register { spec: spec(service, name).into(), expected }
         }),
         2 => (name(), revision()).prop_map(|(name, reg_rev)| Command::Deregister { id: id(name), reg_rev }),
         2 => (name(), status, revision()).prop_map(|(name, status, reg_rev)| Command::SetStatus { id: id(name), status, reg_rev }),
@@ -463,7 +464,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
     let origin = prop::option::of((prop::sample::select(vec!["x", "y"]), 1u64..20));
     (command(), origin).prop_map(|(command, origin)| Proposal {
         command,
-        cause: Provenance::default(),
+        cause: Arc::default(),
         origin: origin.map(|(client, seq)| Origin { client: client.to_owned(), seq }),
     })
 }
@@ -558,7 +559,7 @@ proptest! {
             prop_assert_eq!(changed, !applied.events.is_empty());
             prop_assert!(applied.events.iter().all(|event| event.revision == applied.revision));
             follow(&mut view, &applied.events);
-            prop_assert_eq!(&view, &catalog.records);
+            prop_assert!(view.values().eq(catalog.records()));
             prop_assert_eq!(catalog.hash(), hash_from_scratch(&catalog));
             prop_assert_eq!(catalog.hash(), twin.hash());
         }

@@ -4,12 +4,12 @@
 //! goes through `codec`, whose structs are frozen.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::metadata::Metadata;
 use crate::config::Limits;
 
 /// Longest instance id or service name, in bytes: they are keys of maps, log fields and path segments.
@@ -119,7 +119,7 @@ pub struct Spec {
     /// Free words.
     pub tags: Vec<String>,
     /// Free pairs.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: Metadata,
     /// Whether it wants traffic.
     pub status: Status,
 }
@@ -127,14 +127,14 @@ pub struct Spec {
 /// A registered instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// What was registered; its status is the current one.
-    pub spec: Spec,
+    /// What was registered; its status is the current one. Shared with the command that registered it.
+    pub spec: Arc<Spec>,
     /// The revision that registered this incarnation: the fencing token of heartbeats and deregistrations.
     pub reg_rev: u64,
     /// The revision that last changed the record; never less than `reg_rev`.
     pub mod_rev: u64,
     /// Who changed it last.
-    pub changed: Provenance,
+    pub changed: Arc<Provenance>,
 }
 
 /// What can be asked of the catalog.
@@ -143,7 +143,7 @@ pub enum Command {
     /// Puts an instance in, as a new incarnation.
     Register {
         /// What to put.
-        spec: Spec,
+        spec: Arc<Spec>,
         /// Only if the id's `mod_rev` is this; 0: only if it is not registered.
         expected: Option<u64>,
     },
@@ -192,7 +192,7 @@ pub struct Proposal {
     /// What to do.
     pub command: Command,
     /// Who asked.
-    pub cause: Provenance,
+    pub cause: Arc<Provenance>,
     /// Set by clients that want retries to apply once.
     pub origin: Option<Origin>,
 }
@@ -255,7 +255,7 @@ pub struct Event {
     /// For a put the record that it took the place of, so that changes can be undone.
     pub previous: Option<Arc<Record>>,
     /// Who.
-    pub cause: Provenance,
+    pub cause: Arc<Provenance>,
 }
 
 /// What an event says.
@@ -295,7 +295,7 @@ impl Spec {
             zone: String::new(),
             version: String::new(),
             tags: Vec::new(),
-            metadata: BTreeMap::new(),
+            metadata: Metadata::default(),
             status: Status::Up,
         }
     }
@@ -324,10 +324,9 @@ impl Spec {
     /// Bytes of all strings, with 8 for each one's length.
     pub fn bytes(&self) -> usize {
         let fixed = [&self.host, &self.url, &self.health_path, &self.zone, &self.version];
-        let fixed =
-            fixed.into_iter().chain(&self.tags).chain(self.metadata.keys()).chain(self.metadata.values());
-        let names = self.id.as_str().len() + self.service.as_str().len();
-        names + fixed.map(|text| text.len() + 8).sum::<usize>()
+        let texts = fixed.into_iter().chain(&self.tags).map(|text| text.len() + 8);
+        let pairs = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 16);
+        self.id.as_str().len() + self.service.as_str().len() + texts.chain(pairs).sum::<usize>()
     }
 }
 

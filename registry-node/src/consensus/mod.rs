@@ -79,6 +79,8 @@ const RETRY: Duration = Duration::from_millis(50);
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long consensus may take to stop: what it has acknowledged is on disk already.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon it is noticed that consensus has stopped by itself.
+const FAILURE_WITHIN: Duration = Duration::from_millis(100);
 
 /// Why consensus could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -587,11 +589,10 @@ impl Consensus {
 
     /// Returns when consensus has stopped by itself: then this node can only end.
     pub async fn failed(&self) {
-        let mut metrics = self.0.raft.metrics();
+        // Not by waiting for openraft's metrics: they change several times with every write.
+        let metrics = self.0.raft.metrics();
         while metrics.borrow_watched().running_state.is_ok() {
-            if metrics.changed().await.is_err() {
-                break;
-            }
+            tokio::time::sleep(FAILURE_WITHIN).await;
         }
         if self.0.halted.get().is_some() {
             // It stopped on purpose and goes on saying why.
@@ -610,9 +611,9 @@ async fn changed_or<T>(until: Instant, value: &mut latest::Receiver<T>) {
 }
 
 /// Who wants a proposal and why, stamped with this node's clock: for people, never for decisions.
-pub fn provenance(by: String, why: String) -> Provenance {
+pub fn provenance(by: String, why: String) -> Arc<Provenance> {
     let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
-    Provenance { by, why, at_ms }
+    Arc::new(Provenance { by, why, at_ms })
 }
 
 /// A proposal's outcome; unknown if nobody is left to tell.

@@ -102,11 +102,11 @@ fn address(id: u64) -> Address {
 fn register(id: &str, seq: Option<u64>) -> Proposal {
     let (id, service) = (InstanceId::new(id).expect("valid"), ServiceName::new("web").expect("valid"));
     let spec = Spec::new(id, service, "http://127.0.0.1:1");
-    proposal(Command::Register { spec, expected: None }, seq)
+    proposal(Command::Register { spec: Arc::new(spec), expected: None }, seq)
 }
 
 fn proposal(command: Command, seq: Option<u64>) -> Proposal {
-    let cause = Provenance { by: "test".into(), why: "it must be there".into(), at_ms: 5 };
+    let cause = Arc::new(Provenance { by: "test".into(), why: "it must be there".into(), at_ms: 5 });
     let origin = seq.map(|seq| Origin { client: "client".into(), seq });
     Proposal { command, cause, origin }
 }

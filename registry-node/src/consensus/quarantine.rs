@@ -114,7 +114,7 @@ impl Consensus {
 
     /// Keeps the store informed whether anybody could repair this node.
     pub(super) async fn note_company(self) {
-        let mut metrics = self.0.raft.metrics();
+        let mut metrics = self.0.raft.server_metrics();
         let mut noted = None;
         loop {
             let alone = {

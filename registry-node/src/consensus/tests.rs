@@ -51,7 +51,7 @@ fn id(term: u64, node: u64, index: u64) -> LogId {
 }
 
 fn deregister(name: &str) -> Sealed {
-    let cause = Provenance { by: "me".into(), why: "because".into(), at_ms: 5 };
+    let cause = Arc::new(Provenance { by: "me".into(), why: "because".into(), at_ms: 5 });
     let command = Command::Deregister { id: InstanceId::new(name).expect("valid"), reg_rev: Some(7) };
     Sealed::new(Proposal { command, cause, origin: None })
 }

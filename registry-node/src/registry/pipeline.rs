@@ -148,7 +148,10 @@ impl Pipeline {
     pub fn register(&mut self, seq: u64, spec: Spec, expected: Option<u64>, caller: Caller) {
         let id = spec.id.clone();
         match spec.validate(&self.registry.limits) {
-            Ok(()) => self.write(seq, "register", id, Command::Register { spec, expected }, caller),
+            Ok(()) => {
+                let command = Command::Register { spec: Arc::new(spec), expected };
+                self.write(seq, "register", id, command, caller);
+            }
             Err(invalid) => self.refuse(seq, "register", invalid.into()),
         }
     }

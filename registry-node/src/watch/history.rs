@@ -29,13 +29,9 @@ impl Batch {
         /// A record's fixed part, its provenance, the containers around them, and what the allocator adds to each
         /// of a dozen strings.
         const OVERHEAD: usize = 704;
-        /// A node of the map of metadata, which has room for eleven pairs and is at least half full beyond one.
-        const PAIRS: usize = 6;
-        const PAIRS_BYTES: usize = 560;
-        let record = |record: &Record| {
-            let metadata = record.spec.metadata.len().div_ceil(PAIRS) * PAIRS_BYTES;
-            OVERHEAD + metadata + record.spec.bytes()
-        };
+        /// Of a pair of metadata: its place in the slice, and what the allocator adds to two strings.
+        const PAIR: usize = 64;
+        let record = |record: &Record| OVERHEAD + PAIR * record.spec.metadata.len() + record.spec.bytes();
         // What was before is often pinned by an earlier event as well, but that one is forgotten first.
         let event = |event: &Event| {
             let previous = event.previous.as_deref().map_or(0, record);
@@ -62,6 +58,8 @@ pub enum Slice<'a> {
 pub struct History {
     /// By revision, strictly rising; all greater than `compact_revision`.
     batches: VecDeque<Arc<Batch>>,
+    /// Of each, by [`Batch::bytes`].
+    sizes: VecDeque<usize>,
     bytes: usize,
     compact_revision: u64,
     last_revision: u64,
@@ -83,8 +81,8 @@ impl History {
 
     /// An empty past that keeps at most so many bytes and batches. The newest batch is kept whatever its size.
     pub fn with_bounds(bytes_max: usize, batches_max: usize) -> History {
-        let batches = VecDeque::new();
-        History { batches, bytes: 0, compact_revision: 0, last_revision: 0, bytes_max, batches_max }
+        let (batches, sizes) = (VecDeque::new(), VecDeque::new());
+        History { batches, sizes, bytes: 0, compact_revision: 0, last_revision: 0, bytes_max, batches_max }
     }
 
     /// Appends a batch and forgets the oldest beyond the bounds.
@@ -95,7 +93,9 @@ impl History {
         let (revision, last) = (batch.revision, self.last_revision);
         assert!(revision > last, "revision {revision} pushed after {last}");
         self.last_revision = revision;
-        self.bytes += batch.bytes();
+        let bytes = batch.bytes();
+        self.bytes += bytes;
+        self.sizes.push_back(bytes);
         self.batches.push_back(batch);
         while (self.bytes > self.bytes_max || self.batches.len() > self.batches_max) && self.batches.len() > 1
         {
@@ -140,14 +140,15 @@ impl History {
     /// Starts over at `revision`, with nothing to replay: a snapshot took the place of what was known.
     pub fn reset(&mut self, revision: u64) {
         self.batches.clear();
+        self.sizes.clear();
         self.bytes = 0;
         self.compact_revision = revision;
         self.last_revision = revision;
     }
 
     fn forget_oldest(&mut self) {
-        if let Some(batch) = self.batches.pop_front() {
-            self.bytes -= batch.bytes();
+        if let (Some(batch), Some(bytes)) = (self.batches.pop_front(), self.sizes.pop_front()) {
+            self.bytes -= bytes;
             self.compact_revision = batch.revision;
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use registry_node::catalog::{Catalog, Command, InstanceId, Proposal, Provenance, Status};
+use registry_node::catalog::{Catalog, Command, InstanceId, Proposal, Status};
 use registry_node::storage::{Snapshot, Store};
 use serde_json::json;
 use tokio::time::sleep;
@@ -20,7 +20,7 @@ async fn alter(dir: &std::path::Path) {
     let mut catalog = Catalog::from_chunks(&snapshot.chunks).expect("it is sound");
     let id = InstanceId::new("i0").expect("valid");
     let command = Command::SetStatus { id, status: Status::Draining, reg_rev: None };
-    catalog.apply(1, &Proposal { command, cause: Provenance::default(), origin: None });
+    catalog.apply(1, &Proposal { command, cause: Arc::default(), origin: None });
     let chunks = catalog.to_chunks().into_iter().map(Bytes::from).collect();
     store.save_snapshot(Snapshot { chunks, ..snapshot }).await.expect("it can be written");
     drop(store);

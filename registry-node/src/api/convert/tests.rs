@@ -84,7 +84,7 @@ fn record(number: u64, url_bytes: usize) -> Arc<Record> {
     let id = InstanceId::new(format!("web-{number:04}")).expect("valid");
     let service = ServiceName::new("web").expect("valid");
     let spec = Spec::new(id, service, "u".repeat(url_bytes));
-    Arc::new(Record { spec, reg_rev: number, mod_rev: number, changed: Provenance::default() })
+    Arc::new(Record { spec: Arc::new(spec), reg_rev: number, mod_rev: number, changed: Arc::default() })
 }
 
 fn head() -> Header {
@@ -133,7 +133,7 @@ fn revisions_of_an_update_share_a_message_that_reaches_its_end() {
         kind: EventKind::Expire,
         record: record(revision, 10),
         previous: None,
-        cause: Provenance::default(),
+        cause: Arc::default(),
     };
     let batch = |revision| {
         Arc::new(Shared::new(Arc::new(Batch { revision, events: vec![event(revision), event(revision)] })))

@@ -5,13 +5,18 @@ use crate::catalog::{Event, EventKind, InstanceId, Provenance, Record, ServiceNa
 
 fn record(id: &str, mod_rev: u64, url_bytes: usize) -> Arc<Record> {
     let (id, service) = (InstanceId::new(id).expect("valid"), ServiceName::new("web").expect("valid"));
-    let changed = Provenance { by: "me".into(), why: "because".into(), at_ms: 9 };
-    Arc::new(Record { spec: Spec::new(id, service, "u".repeat(url_bytes)), reg_rev: 1, mod_rev, changed })
+    let changed = Arc::new(Provenance { by: "me".into(), why: "because".into(), at_ms: 9 });
+    Arc::new(Record {
+        spec: Spec::new(id, service, "u".repeat(url_bytes)).into(),
+        reg_rev: 1,
+        mod_rev,
+        changed,
+    })
 }
 
 fn batch(revision: u64) -> Arc<Shared> {
     let record = record(&format!("i-{revision}"), revision, 20);
-    let cause = Provenance { by: "me".into(), ..Default::default() };
+    let cause = Arc::new(Provenance { by: "me".into(), ..Default::default() });
     let event = Event { revision, kind: EventKind::Put, record, previous: None, cause };
     Arc::new(Shared::new(Arc::new(Batch { revision, events: vec![event] })))
 }

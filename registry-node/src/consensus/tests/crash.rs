@@ -141,8 +141,8 @@ fn register(term: u64, index: u64) -> Sealed {
     let name = format!("i{}", index % 5);
     let instance = InstanceId::new(name).expect("valid");
     let spec = Spec::new(instance, ServiceName::new("web").expect("valid"), format!("http://{term}.{index}"));
-    let cause = Provenance { by: "me".into(), why: "because".into(), at_ms: index };
-    let command = Command::Register { spec, expected: None };
+    let cause = Arc::new(Provenance { by: "me".into(), why: "because".into(), at_ms: index });
+    let command = Command::Register { spec: Arc::new(spec), expected: None };
     Sealed::new(Proposal { command, cause, origin: None })
 }
 

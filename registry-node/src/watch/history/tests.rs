@@ -11,9 +11,13 @@ fn batch(revision: u64, url_bytes: usize) -> Arc<Batch> {
     let id = InstanceId::new("web-1").expect("valid");
     let service = ServiceName::new("web").expect("valid");
     let spec = Spec::new(id, service, "u".repeat(url_bytes));
-    let record =
-        Arc::new(Record { spec, reg_rev: revision, mod_rev: revision, changed: Provenance::default() });
-    let cause = Provenance::default();
+    let record = Arc::new(Record {
+        spec: Arc::new(spec),
+        reg_rev: revision,
+        mod_rev: revision,
+        changed: Arc::default(),
+    });
+    let cause = Arc::<Provenance>::default();
     Arc::new(Batch {
         revision,
         events: vec![Event { revision, kind: EventKind::Put, record, previous: None, cause }],
@@ -118,7 +122,7 @@ fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         4 => (0u8..4, 0u8..2, 0u8..3).prop_map(move |(n, service, url)| {
             let service = ServiceName::new(format!("s{service}")).expect("valid");
-            Command::Register { spec: Spec::new(id(n), service, format!("http://{url}")), expected: None }
+            Command::Register { spec: Arc::new(Spec::new(id(n), service, format!("http://{url}"))), expected: None }
         }),
         2 => (0u8..4).prop_map(move |n| Command::Deregister { id: id(n), reg_rev: None }),
         2 => (0u8..4, 0u8..3).prop_map(move |(n, status)| {
@@ -141,7 +145,7 @@ proptest! {
         let (mut catalog, mut history) = (Catalog::default(), History::with_bounds(usize::MAX, batches_max));
         let mut kept = vec![catalog.clone()];
         for command in commands {
-            let applied = catalog.apply(1, &Proposal { command, cause: Provenance::default(), origin: None });
+            let applied = catalog.apply(1, &Proposal { command, cause: Arc::default(), origin: None });
             if !applied.events.is_empty() {
                 history.push(Arc::new(Batch { revision: applied.revision, events: applied.events }));
                 kept.push(catalog.clone());

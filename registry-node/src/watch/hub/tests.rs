@@ -4,19 +4,19 @@ use futures_util::future::poll_immediate;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::{Command, EventKind, InstanceId, Provenance, Record, Spec};
+use crate::catalog::{Command, EventKind, InstanceId, Record, Spec};
 
 fn name(service: &str) -> ServiceName {
     ServiceName::new(service).expect("valid")
 }
 
 fn proposal(command: Command) -> Proposal {
-    Proposal { command, cause: Provenance::default(), origin: None }
+    Proposal { command, cause: Arc::default(), origin: None }
 }
 
 fn register(id: &str, service: &str) -> Proposal {
     let spec = Spec::new(InstanceId::new(id).expect("valid"), name(service), "http://127.0.0.1:1");
-    proposal(Command::Register { spec, expected: None })
+    proposal(Command::Register { spec: spec.into(), expected: None })
 }
 
 fn deregister(id: &str) -> Proposal {
