@@ -5,8 +5,7 @@
 //! unnoticed. A payload is bincode of a struct that is frozen for its version: bincode is positional, so a new
 //! field is a new version. This file is the only one that names bincode, and the only one that knows the layout.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// `FLUX` in the order of the bytes.
 const MAGIC: u32 = u32::from_le_bytes(*b"FLUX");
@@ -185,8 +184,8 @@ pub fn feed<T: Serialize>(value: &T, take: impl FnMut(&[u8])) {
 }
 
 /// Reads a payload; it must be `T` to the last byte.
-pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Error> {
-    let (value, read) = bincode::serde::decode_from_slice(payload, config())
+pub fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Error> {
+    let (value, read) = bincode::serde::borrow_decode_from_slice(payload, config())
         .map_err(|error| Error::Payload(error.to_string()))?;
     if read != payload.len() {
         return Err(Error::Payload(format!("{} bytes follow the value", payload.len() - read)));

@@ -101,14 +101,14 @@ pub fn spec(instance: Option<pb::Instance>, limits: &Limits) -> Result<Spec, Err
     let spec = Spec {
         id: InstanceId::new(instance.id)?,
         service: ServiceName::new(instance.service)?,
-        host: instance.host,
+        host: instance.host.into(),
         port: u16::try_from(instance.port).map_err(|_| invalid("port", "is over 65535"))?,
-        url: instance.url,
-        health_path: instance.health_path,
+        url: instance.url.into(),
+        health_path: instance.health_path.into(),
         ttl_ms: or_default(instance.ttl_ms, limits.ttl_default.as_millis() as u32),
         weight: or_default(instance.weight, WEIGHT_DEFAULT),
-        zone: instance.zone,
-        version: instance.version,
+        zone: instance.zone.into(),
+        version: instance.version.into(),
         tags: instance.tags,
         metadata: instance.metadata.into_iter().collect(),
         status,
@@ -172,7 +172,7 @@ pub fn caller(
         return Err(invalid("seq", "is 0: a client that names itself numbers its requests from 1"));
     }
     let by = if by.is_empty() { default_by } else { by };
-    let origin = (!client.is_empty()).then_some(Origin { client, seq });
+    let origin = (!client.is_empty()).then(|| Origin { client: client.into(), seq });
     Ok(Caller { by, why, repeats: origin.is_some(), origin })
 }
 
@@ -191,7 +191,7 @@ pub fn restored(instances: Vec<pb::Instance>, limits: &Limits) -> Result<Vec<(Sp
             Error::Invalid { field, why } => invalid(&format!("{field} of {id:?}"), why),
             other => other,
         })?;
-        Ok((spec, Provenance { by, why, at_ms }))
+        Ok((spec, Provenance { by: by.into(), why: why.into(), at_ms }))
     };
     instances.into_iter().map(record).collect()
 }
@@ -284,14 +284,14 @@ pub fn instance(record: &Record) -> pb::Instance {
     pb::Instance {
         id: spec.id.as_str().to_owned(),
         service: spec.service.as_str().to_owned(),
-        host: spec.host.clone(),
+        host: spec.host.as_str().to_owned(),
         port: spec.port.into(),
-        url: spec.url.clone(),
-        health_path: spec.health_path.clone(),
+        url: spec.url.as_str().to_owned(),
+        health_path: spec.health_path.as_str().to_owned(),
         ttl_ms: spec.ttl_ms,
         weight: spec.weight,
-        zone: spec.zone.clone(),
-        version: spec.version.clone(),
+        zone: spec.zone.as_str().to_owned(),
+        version: spec.version.as_str().to_owned(),
         tags: spec.tags.clone(),
         metadata: spec.metadata.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         status: wire_status(spec.status).into(),
@@ -442,8 +442,8 @@ pub fn event(event: &Event) -> pb::Event {
 }
 
 fn provenance(from: &Provenance) -> pb::Provenance {
-    let Provenance { by, why, at_ms } = from.clone();
-    pb::Provenance { by, why, at_ms }
+    let Provenance { by, why, at_ms } = from;
+    pb::Provenance { by: by.as_str().to_owned(), why: why.as_str().to_owned(), at_ms: *at_ms }
 }
 
 fn wire_status(status: Status) -> pb::instance::Status {

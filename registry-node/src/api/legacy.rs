@@ -180,9 +180,9 @@ fn spec(registration: Registration, limits: &Limits) -> Result<Spec, Error> {
     let health_path = required("healthPath", registration.health_path)?;
     let port = u16::try_from(registration.port.unwrap_or(0));
     let spec = Spec {
-        host: registration.host.unwrap_or_default(),
+        host: registration.host.unwrap_or_default().into(),
         port: port.map_err(|_| convert::invalid("port", "is not within 0 to 65535"))?,
-        health_path,
+        health_path: health_path.into(),
         ttl_ms: limits.ttl_default.as_millis() as u32,
         ..Spec::new(InstanceId::new(id)?, ServiceName::new(service)?, url)
     };
@@ -195,10 +195,10 @@ fn listed(record: &Record) -> Listed {
     Listed {
         id: spec.id.to_string(),
         service_name: spec.service.to_string(),
-        host: (!spec.host.is_empty()).then(|| spec.host.clone()),
+        host: (!spec.host.is_empty()).then(|| spec.host.as_str().to_owned()),
         port: spec.port,
-        url: spec.url.clone(),
-        health_path: spec.health_path.clone(),
+        url: spec.url.as_str().to_owned(),
+        health_path: spec.health_path.as_str().to_owned(),
         last_heartbeat: None,
         alive: spec.status == Status::Up,
     }
@@ -209,10 +209,10 @@ fn grpc_listed(record: &Record) -> pb::GrpcServiceInstance {
     pb::GrpcServiceInstance {
         id: spec.id.to_string(),
         service_name: spec.service.to_string(),
-        host: spec.host.clone(),
+        host: spec.host.as_str().to_owned(),
         port: spec.port.into(),
-        url: spec.url.clone(),
-        health_path: spec.health_path.clone(),
+        url: spec.url.as_str().to_owned(),
+        health_path: spec.health_path.as_str().to_owned(),
     }
 }
 

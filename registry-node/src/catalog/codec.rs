@@ -223,7 +223,7 @@ impl Chunks {
 /// Each item of a chunk is preceded by its length.
 const LENGTH_BYTES: usize = 4;
 
-fn open_chunk(bytes: &[u8]) -> Result<(u16, Vec<ItemV1<'static>>), envelope::Error> {
+fn open_chunk(bytes: &[u8]) -> Result<(u16, Vec<ItemV1<'_>>), envelope::Error> {
     let (version, mut rest) = envelope::open(bytes, Kind::RECORDS)?;
     envelope::require_version(Kind::RECORDS, version, CHUNK_VERSION)?;
     let cut = || envelope::Error::Payload("an item is cut off".to_owned());
@@ -301,7 +301,7 @@ fn check_count(what: &'static str, said: u64, found: u64) -> Result<(), RestoreE
     Ok(())
 }
 
-fn open<T: serde::de::DeserializeOwned>(bytes: &[u8], kind: Kind) -> Result<T, envelope::Error> {
+fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8], kind: Kind) -> Result<T, envelope::Error> {
     let (version, payload) = envelope::open(bytes, kind)?;
     envelope::require_version(kind, version, VERSION)?;
     envelope::decode(payload)
@@ -317,6 +317,7 @@ fn invalid(error: Invalid) -> envelope::Error {
 #[derive(Serialize, Deserialize)]
 enum ItemV1<'a> {
     Header(HeaderV1),
+    #[serde(borrow)]
     Record(Box<RecordV1<'a>>),
     Session {
         client: String,
@@ -327,6 +328,7 @@ enum ItemV1<'a> {
         client: String,
         seq: u64,
         digest: u64,
+        #[serde(borrow)]
         outcome: OutcomeV1<'a>,
     },
     /// Since version 2: every node id up to this one is spent.
@@ -353,44 +355,75 @@ struct HeaderV1 {
 
 #[derive(Serialize, Deserialize)]
 struct ProposalV1<'a> {
+    #[serde(borrow)]
     command: CommandV1<'a>,
+    #[serde(borrow)]
     cause: ProvenanceV1<'a>,
+    #[serde(borrow)]
     origin: Option<OriginV1<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum CommandV1<'a> {
-    Register { spec: Box<SpecV1<'a>>, expected: Option<u64> },
-    Deregister { id: Cow<'a, str>, reg_rev: Option<u64> },
-    SetStatus { id: Cow<'a, str>, status: StatusV1, reg_rev: Option<u64> },
-    Expire { term: u64, victims: Vec<(Cow<'a, str>, u64)> },
-    SetFeatureLevel { level: u32 },
+    Register {
+        #[serde(borrow)]
+        spec: Box<SpecV1<'a>>,
+        expected: Option<u64>,
+    },
+    Deregister {
+        #[serde(borrow)]
+        id: Cow<'a, str>,
+        reg_rev: Option<u64>,
+    },
+    SetStatus {
+        #[serde(borrow)]
+        id: Cow<'a, str>,
+        status: StatusV1,
+        reg_rev: Option<u64>,
+    },
+    Expire {
+        term: u64,
+        victims: Vec<(Cow<'a, str>, u64)>,
+    },
+    SetFeatureLevel {
+        level: u32,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
 struct ProvenanceV1<'a> {
+    #[serde(borrow)]
     by: Cow<'a, str>,
+    #[serde(borrow)]
     why: Cow<'a, str>,
     at_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct OriginV1<'a> {
+    #[serde(borrow)]
     client: Cow<'a, str>,
     seq: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct SpecV1<'a> {
+    #[serde(borrow)]
     id: Cow<'a, str>,
+    #[serde(borrow)]
     service: Cow<'a, str>,
+    #[serde(borrow)]
     host: Cow<'a, str>,
     port: u16,
+    #[serde(borrow)]
     url: Cow<'a, str>,
+    #[serde(borrow)]
     health_path: Cow<'a, str>,
     ttl_ms: u32,
     weight: u32,
+    #[serde(borrow)]
     zone: Cow<'a, str>,
+    #[serde(borrow)]
     version: Cow<'a, str>,
     tags: Cow<'a, [String]>,
     metadata: Cow<'a, Metadata>,
@@ -399,9 +432,11 @@ struct SpecV1<'a> {
 
 #[derive(Serialize, Deserialize)]
 struct RecordV1<'a> {
+    #[serde(borrow)]
     spec: SpecV1<'a>,
     reg_rev: u64,
     mod_rev: u64,
+    #[serde(borrow)]
     changed: ProvenanceV1<'a>,
 }
 
@@ -414,10 +449,16 @@ enum StatusV1 {
 
 #[derive(Serialize, Deserialize)]
 enum OutcomeV1<'a> {
+    #[serde(borrow)]
     Registered(Box<RecordV1<'a>>),
-    Deregistered { found: bool },
+    Deregistered {
+        found: bool,
+    },
+    #[serde(borrow)]
     StatusSet(Box<RecordV1<'a>>),
-    Expired { ids: Vec<Cow<'a, str>> },
+    Expired {
+        ids: Vec<Cow<'a, str>>,
+    },
     FeatureLevel(u32),
     Refused(RefusalV1),
 }
@@ -454,7 +495,7 @@ impl<'a> From<&'a Proposal> for ProposalV1<'a> {
             origin: proposal
                 .origin
                 .as_ref()
-                .map(|Origin { client, seq }| OriginV1 { client: client.into(), seq: *seq }),
+                .map(|Origin { client, seq }| OriginV1 { client: client.as_str().into(), seq: *seq }),
         }
     }
 }
@@ -465,9 +506,7 @@ impl TryFrom<ProposalV1<'_>> for Proposal {
         Ok(Proposal {
             command: proposal.command.try_into()?,
             cause: Arc::new(proposal.cause.into()),
-            origin: proposal
-                .origin
-                .map(|OriginV1 { client, seq }| Origin { client: client.into_owned(), seq }),
+            origin: proposal.origin.map(|OriginV1 { client, seq }| Origin { client: client.into(), seq }),
         })
     }
 }
@@ -518,13 +557,13 @@ impl TryFrom<CommandV1<'_>> for Command {
 impl<'a> From<&'a Provenance> for ProvenanceV1<'a> {
     fn from(provenance: &'a Provenance) -> ProvenanceV1<'a> {
         let Provenance { by, why, at_ms } = provenance;
-        ProvenanceV1 { by: by.into(), why: why.into(), at_ms: *at_ms }
+        ProvenanceV1 { by: by.as_str().into(), why: why.as_str().into(), at_ms: *at_ms }
     }
 }
 
 impl From<ProvenanceV1<'_>> for Provenance {
     fn from(ProvenanceV1 { by, why, at_ms }: ProvenanceV1<'_>) -> Provenance {
-        Provenance { by: by.into_owned(), why: why.into_owned(), at_ms }
+        Provenance { by: by.into(), why: why.into(), at_ms }
     }
 }
 
@@ -533,14 +572,14 @@ impl<'a> From<&'a Spec> for SpecV1<'a> {
         SpecV1 {
             id: spec.id.as_str().into(),
             service: spec.service.as_str().into(),
-            host: (&spec.host).into(),
+            host: spec.host.as_str().into(),
             port: spec.port,
-            url: (&spec.url).into(),
-            health_path: (&spec.health_path).into(),
+            url: spec.url.as_str().into(),
+            health_path: spec.health_path.as_str().into(),
             ttl_ms: spec.ttl_ms,
             weight: spec.weight,
-            zone: (&spec.zone).into(),
-            version: (&spec.version).into(),
+            zone: spec.zone.as_str().into(),
+            version: spec.version.as_str().into(),
             tags: (&spec.tags).into(),
             metadata: Cow::Borrowed(&spec.metadata),
             status: spec.status.into(),
@@ -554,14 +593,14 @@ impl TryFrom<SpecV1<'_>> for Spec {
         Ok(Spec {
             id: InstanceId::new(spec.id)?,
             service: ServiceName::new(spec.service)?,
-            host: spec.host.into_owned(),
+            host: spec.host.into(),
             port: spec.port,
-            url: spec.url.into_owned(),
-            health_path: spec.health_path.into_owned(),
+            url: spec.url.into(),
+            health_path: spec.health_path.into(),
             ttl_ms: spec.ttl_ms,
             weight: spec.weight,
-            zone: spec.zone.into_owned(),
-            version: spec.version.into_owned(),
+            zone: spec.zone.into(),
+            version: spec.version.into(),
             tags: spec.tags.into_owned(),
             metadata: spec.metadata.into_owned(),
             status: spec.status.into(),

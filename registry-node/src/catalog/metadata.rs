@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use compact_str::CompactString;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},
@@ -10,12 +11,12 @@ use serde::{
 
 /// Pairs by key, each key once. Serialized as a map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Metadata(Box<[(Box<str>, Box<str>)]>);
+pub struct Metadata(Box<[(CompactString, CompactString)]>);
 
 impl Metadata {
     /// The pairs, by key.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.0.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// How many there are.
@@ -30,10 +31,10 @@ impl Metadata {
 }
 
 /// Of several pairs of one key the last one counts.
-impl FromIterator<(String, String)> for Metadata {
-    fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
-        let boxed = |(key, value): (String, String)| (key.into_boxed_str(), value.into_boxed_str());
-        let mut pairs: Vec<(Box<str>, Box<str>)> = pairs.into_iter().map(boxed).collect();
+impl<K: Into<CompactString>, V: Into<CompactString>> FromIterator<(K, V)> for Metadata {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let pairs = pairs.into_iter().map(|(key, value)| (key.into(), value.into()));
+        let mut pairs: Vec<(CompactString, CompactString)> = pairs.collect();
         if !pairs.is_sorted_by(|(a, _), (b, _)| a < b) {
             // The sort is stable and the first of a run is kept: reversed, that is the last.
             pairs.reverse();
@@ -64,7 +65,7 @@ impl<'de> Deserialize<'de> for Metadata {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
                 // What is said of the length is not believed: the pairs themselves are read.
                 let mut pairs = Vec::with_capacity(map.size_hint().unwrap_or(0).min(64));
-                while let Some(pair) = map.next_entry()? {
+                while let Some(pair) = map.next_entry::<CompactString, CompactString>()? {
                     pairs.push(pair);
                 }
                 Ok(pairs.into_iter().collect())

@@ -54,7 +54,7 @@ fn parse(line: &str) -> Proposal {
         }
         other => panic!("{other} is no command"),
     };
-    let origin = origin.map(|(client, seq)| Origin { client: client.to_owned(), seq: number(&seq) });
+    let origin = origin.map(|(client, seq)| Origin { client: client.into(), seq: number(&seq) });
     Proposal { command, cause: Arc::default(), origin }
 }
 
@@ -191,10 +191,8 @@ fn a_repeated_command_answers_as_the_first_time_and_changes_nothing() {
 #[test]
 fn what_was_forgotten_is_refused_and_clients_are_bounded() {
     let mut catalog = Catalog::default();
-    let register = |seq: u64| Proposal {
-        origin: Some(Origin { client: "c".to_owned(), seq }),
-        ..parse("register web/a")
-    };
+    let register =
+        |seq: u64| Proposal { origin: Some(Origin { client: "c".into(), seq }), ..parse("register web/a") };
     (1..=sessions::OUTCOMES_MAX as u64 + 1).for_each(|seq| drop(catalog.apply(7, &register(seq))));
     assert_eq!(catalog.apply(7, &register(1)).outcome, Outcome::Refused(Refusal::StaleSequence));
     assert!(matches!(catalog.apply(7, &register(2)).outcome, Outcome::Registered(_)));
@@ -229,18 +227,15 @@ fn wrong_specs_are_refused_by_field() {
         assert_eq!(found, expected);
     };
     check(&|_| (), "valid");
-    check(&|spec| spec.url = "HTTPS://[::1]:8443/a?b#c".to_owned(), "valid");
-    check(&|spec| spec.url = String::new(), "url is empty");
-    check(&|spec| spec.url = "web:80".to_owned(), "url has no scheme; http:// or https:// is expected");
-    check(&|spec| spec.url = "ftp://web".to_owned(), "url is neither http nor https");
-    check(&|spec| spec.url = "http:///path".to_owned(), "url names no host");
+    check(&|spec| spec.url = "HTTPS://[::1]:8443/a?b#c".into(), "valid");
+    check(&|spec| spec.url = "".into(), "url is empty");
+    check(&|spec| spec.url = "web:80".into(), "url has no scheme; http:// or https:// is expected");
+    check(&|spec| spec.url = "ftp://web".into(), "url is neither http nor https");
+    check(&|spec| spec.url = "http:///path".into(), "url names no host");
+    check(&|spec| spec.url = "http://a\r\nX: y".into(), "url contains white space or a control character");
+    check(&|spec| spec.host = "a b".into(), "host contains white space or a control character");
     check(
-        &|spec| spec.url = "http://a\r\nX: y".to_owned(),
-        "url contains white space or a control character",
-    );
-    check(&|spec| spec.host = "a b".to_owned(), "host contains white space or a control character");
-    check(
-        &|spec| spec.health_path = "/a\n".to_owned(),
+        &|spec| spec.health_path = "/a\n".into(),
         "health_path contains white space or a control character",
     );
     check(&|spec| spec.ttl_ms = 2_999, "ttl_ms is 2999; 3000 to 3600000 are allowed");
@@ -273,8 +268,8 @@ fn sample() -> Proposal {
     spec.status = Status::Draining;
     Proposal {
         command: Command::Register { spec: spec.into(), expected: Some(4) },
-        cause: Arc::new(Provenance { by: "me".to_owned(), why: "test".to_owned(), at_ms: 1 }),
-        origin: Some(Origin { client: "c".to_owned(), seq: 2 }),
+        cause: Arc::new(Provenance { by: "me".into(), why: "test".into(), at_ms: 1 }),
+        origin: Some(Origin { client: "c".into(), seq: 2 }),
     }
 }
 
@@ -465,7 +460,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
     (command(), origin).prop_map(|(command, origin)| Proposal {
         command,
         cause: Arc::default(),
-        origin: origin.map(|(client, seq)| Origin { client: client.to_owned(), seq }),
+        origin: origin.map(|(client, seq)| Origin { client: client.into(), seq }),
     })
 }
 
@@ -542,7 +537,7 @@ proptest! {
             let before = catalog.revision();
             let applied = catalog.apply(7, proposal);
             prop_assert_eq!(&applied, &twin.apply(7, &decode_proposal(&encode_proposal(proposal)).expect("our own bytes")));
-            let key = proposal.origin.as_ref().map(|origin| (origin.client.clone(), origin.seq));
+            let key = proposal.origin.as_ref().map(|origin| (origin.client.to_string(), origin.seq));
             let changed = match key.as_ref().and_then(|key| naive.answered.get(key)) {
                 Some((command, outcome)) => {
                     let reused = Outcome::Refused(Refusal::SequenceReused);

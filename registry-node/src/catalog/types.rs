@@ -7,6 +7,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use super::metadata::Metadata;
@@ -86,9 +87,9 @@ pub enum Status {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Provenance {
     /// Who: a program, a person, an address.
-    pub by: String,
+    pub by: CompactString,
     /// Why, in their words; may be empty.
-    pub why: String,
+    pub why: CompactString,
     /// Unix time in milliseconds, by the clock of the node that took the request.
     pub at_ms: u64,
 }
@@ -101,21 +102,21 @@ pub struct Spec {
     /// What it is an instance of.
     pub service: ServiceName,
     /// May be empty.
-    pub host: String,
+    pub host: CompactString,
     /// 0 if unknown.
     pub port: u16,
     /// `http://` or `https://`, an authority, perhaps a path.
-    pub url: String,
+    pub url: CompactString,
     /// Path of the health probe; empty means the balancer's default.
-    pub health_path: String,
+    pub health_path: CompactString,
     /// How long the registration lives without a heartbeat.
     pub ttl_ms: u32,
     /// Share of traffic relative to the others, 1..=1000.
     pub weight: u32,
     /// Where it runs; may be empty.
-    pub zone: String,
+    pub zone: CompactString,
     /// What it runs; may be empty.
-    pub version: String,
+    pub version: CompactString,
     /// Free words.
     pub tags: Vec<String>,
     /// Free pairs.
@@ -181,7 +182,7 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Origin {
     /// Who numbers its commands.
-    pub client: String,
+    pub client: CompactString,
     /// The number: unique per client, rising.
     pub seq: u64,
 }
@@ -282,18 +283,18 @@ pub struct Applied {
 
 impl Spec {
     /// An instance with defaults: no host, weight 100, the lease of a client that names none (30 s).
-    pub fn new(id: InstanceId, service: ServiceName, url: impl Into<String>) -> Spec {
+    pub fn new(id: InstanceId, service: ServiceName, url: impl Into<CompactString>) -> Spec {
         Spec {
             id,
             service,
-            host: String::new(),
+            host: CompactString::default(),
             port: 0,
             url: url.into(),
-            health_path: String::new(),
+            health_path: CompactString::default(),
             ttl_ms: 30_000,
             weight: WEIGHT_DEFAULT,
-            zone: String::new(),
-            version: String::new(),
+            zone: CompactString::default(),
+            version: CompactString::default(),
             tags: Vec::new(),
             metadata: Metadata::default(),
             status: Status::Up,
@@ -324,7 +325,8 @@ impl Spec {
     /// Bytes of all strings, with 8 for each one's length.
     pub fn bytes(&self) -> usize {
         let fixed = [&self.host, &self.url, &self.health_path, &self.zone, &self.version];
-        let texts = fixed.into_iter().chain(&self.tags).map(|text| text.len() + 8);
+        let tags = self.tags.iter().map(String::len);
+        let texts = fixed.into_iter().map(CompactString::len).chain(tags).map(|bytes| bytes + 8);
         let pairs = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 16);
         self.id.as_str().len() + self.service.as_str().len() + texts.chain(pairs).sum::<usize>()
     }

@@ -112,6 +112,8 @@ async fn pack(
             return;
         };
         let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        // Whatever has arrived together is proposed together: the tasks that are about to propose go first.
+        tokio::task::yield_now().await;
         let (mut batch, mut replies) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         let mut next = Some(first);

@@ -3,7 +3,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
-    catalog::{Provenance, ServiceName, Spec},
+    catalog::{ServiceName, Spec},
     config::Args,
     consensus::{Parts, PeerServer, Sealed, over_tcp, sound},
     storage::Store,
@@ -66,8 +66,8 @@ impl Alone {
         let service = ServiceName::new("web").expect("valid");
         let mut spec = Spec::new(instance(id), service, "http://127.0.0.1:1");
         spec.ttl_ms = TTL.as_millis() as u32;
-        let command = Command::Register { spec, expected: None };
-        let sealed = Sealed::new(Proposal { command, cause: Provenance::default(), origin: None });
+        let command = Command::Register { spec: spec.into(), expected: None };
+        let sealed = Sealed::new(Proposal { command, cause: Arc::default(), origin: None });
         let done = self.keeper.0.consensus.propose(sealed, Instant::now() + PATIENCE).await;
         let Outcome::Registered(record) = done.expect("it leads").outcome else { panic!("not registered") };
         (instance(id), Some(record.reg_rev))
