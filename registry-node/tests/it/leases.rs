@@ -103,6 +103,61 @@ async fn a_leader_that_wakes_after_it_was_replaced_expires_nobody() {
     }
 }
 
+/// While no quorum answers no heartbeat is acknowledged, and nobody is punished for that: who beats again once it
+/// is back is the incarnation it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn time_without_a_quorum_costs_no_lease() {
+    const SHORT: Duration = Duration::from_secs(4);
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    let rest = cluster.nodes[leader].rest.clone();
+    let followers = [(leader + 1) % 3, (leader + 2) % 3];
+    let body = format!(r#"{{"service":"w","url":"http://127.0.0.1:1","ttlMs":{}}}"#, SHORT.as_millis());
+    let registered = call("PUT", &format!("{rest}/v1/instances/a"), &body).await.json();
+    let reg_rev = registered["instance"]["regRev"].as_str().expect("a revision").to_owned();
+    followers.iter().for_each(|follower| cluster.nodes[*follower].pause());
+    sleep(SHORT + Duration::from_secs(1)).await; // the fault itself: it has to last
+    let beat = format!("{rest}/v1/instances/a/heartbeat?reg_rev={reg_rev}");
+    let alone = try_call("POST", &beat, "").await;
+    assert!(
+        alone.as_ref().map_or(true, |reply| reply.status >= 500),
+        "acknowledged by one of three: {alone:?}"
+    );
+    followers.iter().for_each(|follower| cluster.nodes[*follower].resume());
+    let resumed = Instant::now();
+    loop {
+        match try_call("POST", &beat, "").await {
+            Ok(reply) if reply.status == 200 => break,
+            Ok(reply) => assert!(reply.status >= 500, "{}", reply.json()),
+            Err(_) => {}
+        }
+        assert!(resumed.elapsed() < PATIENCE, "no heartbeat is acknowledged");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let seen = call("GET", &format!("{rest}/v1/instances/a"), "").await;
+    assert_eq!((seen.status, seen.json()["instance"]["regRev"].as_str()), (200, Some(&*reg_rev)));
+}
+
+/// A heartbeat is the leader's memory and nothing else: it makes no entry of the log, and no revision.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_leave_no_trace_in_the_log() {
+    let cluster = Cluster::start(1, &[]).await;
+    let node = &cluster.nodes[0].rest;
+    let instance = format!("{node}/v1/instances/a");
+    let body = r#"{"service":"w","url":"http://127.0.0.1:1","ttlMs":600000}"#;
+    assert_eq!(call("PUT", &instance, body).await.status, 201);
+    let where_it_is = async || {
+        let status = call("GET", &format!("{node}/v1/status"), "").await.json();
+        (status["lastLogIndex"].clone(), status["header"]["revision"].clone())
+    };
+    let before = where_it_is().await;
+    assert!(before.0.is_string() && before.1 == "1", "{before:?}");
+    for _ in 0..100 {
+        assert_eq!(call("POST", &format!("{instance}/heartbeat"), "").await.status, 200);
+    }
+    assert_eq!(where_it_is().await, before);
+}
+
 /// So many at once that, as nobody beats, most of them run out together.
 pub async fn register_all(node: &str) {
     let requests = (0..INSTANCES as u64).map(|seq| {
