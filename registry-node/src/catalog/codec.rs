@@ -28,8 +28,8 @@ const CHUNK_VERSION: u16 = 2;
 pub const HASH_VERSION: u32 = 2;
 
 /// A chunk of a snapshot is closed when it reaches this size, its envelope included, unless a single item is
-/// larger: it fits a frame of the store.
-const CHUNK_BYTES: usize = 64 << 10;
+/// larger: as with the log's frames, 16 of them make a leaf of the store that stays in one file.
+const CHUNK_BYTES: usize = 7 << 10;
 
 /// Why chunks are not a snapshot of a catalog.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +146,7 @@ pub fn mix(value: u64) -> u64 {
 }
 
 impl Catalog {
-    /// The whole catalog as sealed chunks of at most 64 KiB each (a larger item stands alone): first the header,
+    /// The whole catalog as sealed chunks of at most 7 KiB each (a larger item stands alone): first the header,
     /// then records by id, then what makes retries apply once, then removed nodes. Equal catalogs give equal
     /// chunks.
     pub fn to_chunks(&self) -> Vec<Vec<u8>> {

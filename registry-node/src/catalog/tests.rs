@@ -420,7 +420,7 @@ fn a_snapshot_is_believed_only_whole() {
         catalog.apply(7, &parse(&format!("register web/{number} #client-{}.{number}", number % 20)));
     }
     let chunks = catalog.to_chunks();
-    assert!(chunks.len() > 5 && chunks.iter().all(|chunk| chunk.len() <= 64 << 10));
+    assert!(chunks.len() > 5 && chunks.iter().all(|chunk| chunk.len() <= 7 << 10));
     assert_eq!(Catalog::from_chunks(&chunks).expect("it is whole"), catalog);
 
     let missing =

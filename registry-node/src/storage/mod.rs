@@ -187,6 +187,8 @@ pub struct Recovered {
 pub struct Store {
     jobs: mpsc::Sender<Job>,
     space: Space,
+    /// Held by whoever saves a snapshot.
+    saving: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Store {
@@ -228,7 +230,7 @@ impl Store {
         let (writer, recovered) = opening::open(medium, dir, sound)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let work = writer.run(queue, metrics, on_failure, latency);
-        Ok((Self { jobs, space: Space::unbounded() }, recovered, work))
+        Ok((Self { jobs, space: Space::unbounded(), saving: Arc::default() }, recovered, work))
     }
 
     /// The same store, which tells its users of the room that is left for it.
@@ -267,9 +269,29 @@ impl Store {
         self.wait(|done| Job::Purge { purged, done }).await
     }
 
-    /// Keeps a snapshot in place of the one before; durable on return.
+    /// Keeps a snapshot in place of the one before; durable on return. Appends go on between its parts.
     pub async fn save_snapshot(&self, snapshot: Snapshot) -> io::Result<()> {
-        self.wait(|done| Job::SaveSnapshot { snapshot, done }).await
+        let Snapshot { index, meta, chunks } = snapshot;
+        let _one_at_a_time = self.saving.lock().await;
+        let mut first = 0;
+        loop {
+            let to = chunks.len().min(first + writer::CHUNKS_AT_ONCE);
+            let (number, group) = (first as u32, chunks[first..to].to_vec());
+            self.wait(|done| Job::SaveChunks { first: number, chunks: group, done }).await?;
+            first = to;
+            if to == chunks.len() {
+                break;
+            }
+        }
+        let crc = writer::crc_of(&chunks);
+        self.wait(|done| Job::SaveSnapshot { index, meta, crc, done }).await?;
+        loop {
+            let (reply, more) = oneshot::channel();
+            self.send(Job::DropChunks { reply }).await?;
+            if !more.await.map_err(|_| gone())? {
+                return Ok(());
+            }
+        }
     }
 
     /// The newest whole snapshot.

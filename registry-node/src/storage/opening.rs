@@ -358,6 +358,7 @@ fn verify(
     let snapshot = read_snapshot(disk)?.map_err(damaged)?;
     if let Some((generation, snapshot)) = &snapshot {
         (contents.snapshot_generation, contents.snapshot_index) = (*generation, Some(snapshot.index));
+        contents.snapshot_chunks = snapshot.chunks.len() as u32;
     }
     let reach = contents.snapshot_index.map_or(0, |index| index + 1);
     if reach < record.snapshot {

@@ -3,6 +3,7 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::poll_immediate;
 use proptest::prelude::*;
 
 use self::memory::Memory;
@@ -232,6 +233,35 @@ fn entries_are_spread_over_frames_that_stay_small() {
         let largest = disk.scan(Tree::Log, &[]).map(|p| p.expect("readable").1.len()).max();
         assert!(largest.expect("frames") <= FRAME_BYTES_MAX);
         assert_eq!(store.read(3..37).await.expect("readable"), big[3..37]);
+    });
+}
+
+#[test]
+fn appends_go_on_while_a_snapshot_is_saved() {
+    run(async {
+        let disk = Memory::default();
+        let (store, _) = open(&disk).expect("an empty disk");
+        let large = |index| Snapshot { index, meta: vec![1], chunks: (0..1_000).map(entry).collect() };
+        let order = std::cell::RefCell::new(Vec::new());
+        let save = async {
+            store.save_snapshot(large(1)).await.expect("saved");
+            order.borrow_mut().push("saved");
+        };
+        let add = async {
+            append(&store, 0..3).await.expect("appended");
+            order.borrow_mut().push("appended");
+        };
+        tokio::join!(save, add);
+        assert_eq!(order.into_inner(), ["appended", "saved"]);
+
+        // Given up half-way: the one before is still whole, and the next one leaves nothing of either.
+        assert!(poll_immediate(store.save_snapshot(large(2))).await.is_none());
+        append(&store, 3..6).await.expect("appended");
+        assert_eq!(open(&disk.killed()).expect("sound").1.snapshot, Some(large(1)));
+        let small = Snapshot { chunks: (0..90).map(entry).collect(), ..large(2) };
+        store.save_snapshot(small.clone()).await.expect("saved");
+        assert_eq!(disk.scan(Tree::Snapshot, &[]).count(), 90);
+        assert_eq!(open(&disk.killed()).expect("sound").1.snapshot, Some(small));
     });
 }
 

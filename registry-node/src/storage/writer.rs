@@ -22,6 +22,9 @@ use super::{
 };
 use crate::metrics::Metrics;
 
+/// Chunks of a snapshot that are written, or dropped, at once: appends wait no longer than that takes.
+pub(super) const CHUNKS_AT_ONCE: usize = 64;
+
 /// Jobs taken together under one barrier; a bound on how long the first of them waits.
 const BATCH: usize = 4_096;
 
@@ -32,16 +35,59 @@ pub const SNAPSHOT_KEY: &[u8] = b"snapshot";
 
 /// What the writer is asked to do.
 pub(super) enum Job {
-    Append { first: u64, entries: Vec<Bytes>, done: Done },
-    Put { slot: Slot, value: Vec<u8>, done: Option<Done> },
-    Truncate { from: u64, done: Done },
-    Purge { purged: Purged, done: Done },
-    SaveSnapshot { snapshot: Snapshot, done: Done },
-    LoadSnapshot { reply: oneshot::Sender<io::Result<Option<Snapshot>>> },
-    Read { range: Range<u64>, reply: oneshot::Sender<io::Result<Vec<Bytes>>> },
-    Condemn { why: String, done: Done },
-    Rejoin { regardless: bool, reply: oneshot::Sender<bool> },
-    Alone { alone: bool },
+    Append {
+        first: u64,
+        entries: Vec<Bytes>,
+        done: Done,
+    },
+    Put {
+        slot: Slot,
+        value: Vec<u8>,
+        done: Option<Done>,
+    },
+    Truncate {
+        from: u64,
+        done: Done,
+    },
+    Purge {
+        purged: Purged,
+        done: Done,
+    },
+    /// The next chunks of the snapshot under way; the number 0 begins one.
+    SaveChunks {
+        first: u32,
+        chunks: Vec<Bytes>,
+        done: Done,
+    },
+    /// The snapshot under way is whole, and its chunks are durable.
+    SaveSnapshot {
+        index: u64,
+        meta: Vec<u8>,
+        crc: u32,
+        done: Done,
+    },
+    /// Drops some of the chunks that no snapshot needs; says whether there are more.
+    DropChunks {
+        reply: oneshot::Sender<bool>,
+    },
+    LoadSnapshot {
+        reply: oneshot::Sender<io::Result<Option<Snapshot>>>,
+    },
+    Read {
+        range: Range<u64>,
+        reply: oneshot::Sender<io::Result<Vec<Bytes>>>,
+    },
+    Condemn {
+        why: String,
+        done: Done,
+    },
+    Rejoin {
+        regardless: bool,
+        reply: oneshot::Sender<bool>,
+    },
+    Alone {
+        alone: bool,
+    },
 }
 
 /// Points at the chunks of the newest whole snapshot.
@@ -81,6 +127,7 @@ pub(super) struct Contents {
     /// Entries below are purged.
     pub begin: u64,
     pub snapshot_generation: u64,
+    pub snapshot_chunks: u32,
     /// How far the kept snapshot reaches; none if there is none.
     pub snapshot_index: Option<u64>,
 }
@@ -95,6 +142,13 @@ impl Contents {
     }
 }
 
+/// Chunks of one generation, numbered from 0.
+#[derive(Debug)]
+struct Generation {
+    number: u64,
+    chunks: u32,
+}
+
 pub(super) struct Writer<M: Medium> {
     medium: M,
     disk: M::Disk,
@@ -103,6 +157,12 @@ pub(super) struct Writer<M: Medium> {
     /// Entries taken from the queue and not yet in a frame; they end just before `next`.
     pending: Vec<Bytes>,
     pending_bytes: usize,
+    /// The snapshot under way.
+    saving: Option<Generation>,
+    /// No number up to this one is used again.
+    last_generation: u64,
+    /// What no snapshot needs any more.
+    stale: Vec<Generation>,
     /// Whether something was written that a caller waits for.
     dirty: bool,
     /// Whether the sidecar must be synced before the callers are told.
@@ -112,8 +172,19 @@ pub(super) struct Writer<M: Medium> {
 impl<M: Medium> Writer<M> {
     /// A writer for what was opened and verified.
     pub fn new(medium: M, disk: M::Disk, sidecar: Sidecar, contents: Contents) -> Self {
-        let pending = Vec::new();
-        Self { medium, disk, sidecar, contents, pending, pending_bytes: 0, dirty: false, promise: false }
+        Self {
+            last_generation: contents.snapshot_generation,
+            medium,
+            disk,
+            sidecar,
+            contents,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            saving: None,
+            stale: Vec::new(),
+            dirty: false,
+            promise: false,
+        }
     }
 
     /// Works until every handle is gone or a write fails. Panics in the database, which damage can cause, are
@@ -203,9 +274,17 @@ impl<M: Medium> Writer<M> {
                 waiting.push(done);
                 self.purge(purged)?;
             }
-            Job::SaveSnapshot { snapshot, done } => {
+            Job::SaveChunks { first, chunks, done } => {
                 waiting.push(done);
-                self.save_snapshot(snapshot)?;
+                self.save_chunks(first, &chunks)?;
+            }
+            Job::SaveSnapshot { index, meta, crc, done } => {
+                waiting.push(done);
+                self.save_snapshot(index, meta, crc)?;
+            }
+            Job::DropChunks { reply } => {
+                let more = self.drop_chunks()?;
+                let _ = reply.send(more); // whoever stopped asking leaves the rest to the next one
             }
             Job::LoadSnapshot { reply } => {
                 let loaded = opening::read_snapshot(&self.disk).map(|found| found.map_err(invalid));
@@ -361,31 +440,58 @@ impl<M: Medium> Writer<M> {
         Ok(())
     }
 
-    /// Chunks first, then the pointer, each behind a barrier; then the chunks of the generation before go.
-    /// One that is older than what is kept changes nothing: it was built while a newer one was installed.
-    fn save_snapshot(&mut self, snapshot: Snapshot) -> io::Result<()> {
-        self.write_pending()?;
-        if self.contents.snapshot_index.is_some_and(|kept| kept > snapshot.index) {
+    /// Chunks lie under a number of their own, which nothing points to yet.
+    fn save_chunks(&mut self, first: u32, chunks: &[Bytes]) -> io::Result<()> {
+        if first == 0 {
+            self.stale.extend(self.saving.take());
+            self.last_generation += 1;
+        }
+        let number = self.last_generation;
+        let saving = self.saving.get_or_insert(Generation { number, chunks: 0 });
+        assert_eq!(first, saving.chunks, "chunks must follow each other");
+        for chunk in chunks {
+            self.disk.put(Tree::Snapshot, &chunk_key(number, saving.chunks), chunk)?;
+            saving.chunks += 1;
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Points at the chunks, which are behind a barrier. One that is older than what is kept changes nothing: it
+    /// was built while a newer one was installed.
+    fn save_snapshot(&mut self, index: u64, meta: Vec<u8>, crc: u32) -> io::Result<()> {
+        let saved = self.saving.take().expect("its chunks were saved before");
+        if self.contents.snapshot_index.is_some_and(|kept| kept > index) {
+            self.stale.push(saved);
             return Ok(());
         }
-        let generation = self.contents.snapshot_generation + 1;
-        for (number, chunk) in snapshot.chunks.iter().enumerate() {
-            self.disk.put(Tree::Snapshot, &chunk_key(generation, number as u32), chunk)?;
-        }
-        self.disk.sync()?;
-        let crc = crc_of(&snapshot.chunks);
-        let pointer = Pointer {
-            generation,
-            index: snapshot.index,
-            chunks: snapshot.chunks.len() as u32,
-            crc,
-            meta: snapshot.meta,
-        };
+        self.write_pending()?;
+        let pointer = Pointer { generation: saved.number, index, chunks: saved.chunks, crc, meta };
         self.disk.put(Tree::Meta, SNAPSHOT_KEY, &seal(&pointer))?;
         self.disk.sync()?;
-        self.contents.snapshot_generation = generation;
-        self.contents.snapshot_index = Some(snapshot.index);
-        opening::drop_old_chunks(&mut self.disk, generation)
+        let contents = &mut self.contents;
+        let number = std::mem::replace(&mut contents.snapshot_generation, saved.number);
+        let chunks = std::mem::replace(&mut contents.snapshot_chunks, saved.chunks);
+        contents.snapshot_index = Some(index);
+        self.stale.push(Generation { number, chunks });
+        Ok(())
+    }
+
+    /// What a crash leaves of them is dropped at the next opening.
+    fn drop_chunks(&mut self) -> io::Result<bool> {
+        let mut room = CHUNKS_AT_ONCE;
+        while let Some(generation) = self.stale.last_mut() {
+            if generation.chunks == 0 {
+                self.stale.pop();
+            } else if room == 0 {
+                return Ok(true);
+            } else {
+                room -= 1;
+                generation.chunks -= 1;
+                self.disk.remove(Tree::Snapshot, &chunk_key(generation.number, generation.chunks))?;
+            }
+        }
+        Ok(false)
     }
 
     fn read(&self, range: Range<u64>) -> io::Result<Vec<Bytes>> {
