@@ -111,6 +111,8 @@ pub(crate) struct Report {
     pub seconds: f64,
     /// The figures, in order.
     pub lines: Vec<Line>,
+    /// Sections that could not be measured to their end, and why.
+    pub failed: Vec<String>,
 }
 
 impl Report {

@@ -179,6 +179,9 @@ async fn bench(what: &Bench, output: Output) -> Result<()> {
         Output::Json => say(&serde_json::to_string_pretty(&report)?),
         Output::Table => say(&report.table()),
     }
+    if !report.failed.is_empty() {
+        bail!("not everything was measured: {}", report.failed.join("; "));
+    }
     match report.missed() {
         missed if missed > 0 && what.checks() => bail!("{missed} figures miss what must be"),
         _ => Ok(()),

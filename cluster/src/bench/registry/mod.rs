@@ -170,14 +170,18 @@ pub(super) async fn run(args: &Args, note: fn(&str)) -> Result<Report> {
     let measured = tokio::time::timeout(limit, async {
         for section in sections {
             run.progress(section.name());
-            Box::pin(section.measure(&mut run)).await.with_context(|| section.name())?;
+            if let Err(error) = Box::pin(section.measure(&mut run)).await {
+                let failed = format!("{}: {error:#}", section.name());
+                run.progress(&failed);
+                run.report.failed.push(failed);
+            }
             run.report.load.push((section.name().into(), machine::load_average()));
         }
-        Ok(())
     });
-    measured
-        .await
-        .unwrap_or_else(|_| bail!("not done within {limit:?}: the machine is too busy to measure"))?;
+    if measured.await.is_err() {
+        let failed = format!("not done within {limit:?}: the machine is too busy to measure");
+        run.report.failed.push(failed);
+    }
     run.report.method = run.method();
     run.report.seconds = run.begun.elapsed().as_secs_f64();
     Ok(run.report)

@@ -77,7 +77,7 @@ pub(super) struct Watch(Streaming<Response>);
 impl Watch {
     /// Opens it and reads its first reset to the end.
     pub async fn open(channel: &Channel) -> Result<Self> {
-        let mut watch = Self::begin(channel).await?;
+        let mut watch = Self::begin(channel, String::new(), 0).await?;
         let first = watch.0.message().await.context("the watch has ended")?.context("the watch has ended")?;
         let mut reset = first.reset.context("a watch without a revision must begin with a reset")?;
         while reset.more {
@@ -87,10 +87,16 @@ impl Watch {
         Ok(watch)
     }
 
-    async fn begin(channel: &Channel) -> Result<Self> {
+    /// Opens it after a revision of a cluster; what comes first is not read.
+    pub async fn resume(channel: &Channel, from: &pb::ResponseHeader) -> Result<Self> {
+        Self::begin(channel, from.cluster_id.clone(), from.revision).await
+    }
+
+    async fn begin(channel: &Channel, cluster_id: String, after_revision: u64) -> Result<Self> {
         let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(64 << 20);
         grpc.ready().await?;
-        let open = pb::WatchOpen { watcher: "bench".into(), ..pb::WatchOpen::default() };
+        let watcher = "bench".into();
+        let open = pb::WatchOpen { watcher, cluster_id, after_revision, ..pb::WatchOpen::default() };
         let open = pb::WatchRequest { kind: Some(pb::watch_request::Kind::Open(open)) };
         // It stays open: a client that has nothing to say is still there.
         let requests = Request::new(stream::iter([open]).chain(stream::pending()));
