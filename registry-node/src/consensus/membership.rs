@@ -6,14 +6,17 @@ use openraft::{
     ChangeMembers, RaftMetrics,
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
+    raft::VoteRequest,
+    vote::RaftLeaderId,
 };
 use tokio::time::Instant;
 
 use super::{
     Consensus, Error, Lead, READ_INDEX_TIMEOUT,
     machine_status::Member,
-    types::{Address, Types},
+    types::{Address, LogId, Types, Vote},
 };
+use crate::scope::scoped;
 
 /// How long a leader that stops waits for its successor.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,6 +33,7 @@ impl Consensus {
         if let Some(revision) = self.retired_at(member.id) {
             return Err(Error::Refused { why: spent(member.id, revision) });
         }
+        self.stays()?;
         let address = Address { name: member.name, peer: member.peer, grpc: member.grpc, rest: member.rest };
         outcome(false, self.0.raft.add_learner(member.id, address, false)).await
     }
@@ -41,6 +45,7 @@ impl Consensus {
         let mut voters = self.voters();
         voters.insert(id);
         self.would_work(&voters).await?;
+        self.stays()?;
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         outcome(true, self.0.raft.change_membership(change, true)).await
     }
@@ -51,8 +56,10 @@ impl Consensus {
         let only = BTreeSet::from([id]);
         if voters.remove(&id) {
             self.would_work(&voters).await?;
+            self.stays()?;
             outcome(true, self.0.raft.change_membership(ChangeMembers::RemoveVoters(only), false)).await
         } else {
+            self.stays()?;
             outcome(false, self.0.raft.change_membership(ChangeMembers::RemoveNodes(only), false)).await
         }
     }
@@ -127,36 +134,73 @@ impl Consensus {
         fresh.map(|(id, _)| id).chain([self.0.id]).collect()
     }
 
-    /// Hands leadership over and waits until it is gone. The leader only.
+    /// Fails unless this node, if it leads, goes on doing so: one that was taken out leads a moment longer.
+    fn stays(&self) -> Result<(), Error> {
+        if self.voters().contains(&self.0.id) { Ok(()) } else { Err(Error::NoLeader) }
+    }
+
+    /// Hands leadership over to a voter that answers, and waits until it is gone. The leader only.
     pub async fn transfer(&self, to: Option<u64>) -> Result<(), Error> {
-        let heir = {
-            let metrics = self.0.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
-            let voters: BTreeSet<u64> =
-                metrics.membership_config.voter_ids().filter(|id| *id != self.0.id).collect();
-            let ahead =
-                replication.iter().filter(|(id, _)| voters.contains(id)).max_by_key(|(_, matched)| **matched);
-            match to {
-                Some(to) if !voters.contains(&to) => {
-                    return Err(Error::Refused { why: format!("node {to} is no other voter") });
-                }
-                to => to.or(ahead.map(|(id, _)| *id)),
-            }
-        };
-        let heir = heir.ok_or_else(|| Error::Refused { why: "there is no other voter".into() })?;
-        self.0
-            .raft
-            .trigger()
-            .transfer_leader(heir)
-            .await
-            .map_err(|e| Error::Unknown { why: e.to_string() })?;
-        let mut lead = self.0.lead.clone();
-        let gone = lead.wait_for(|lead| !matches!(lead, Lead::Here { .. }));
-        match tokio::time::timeout(TRANSFER_TIMEOUT, gone).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::Unknown { why: format!("node {heir} has not taken over yet") }),
+        let Lead::Here { term } = self.lead() else { return Err(Error::NoLeader) };
+        let heir = self.heir(to)?;
+        let trigger = self.0.raft.trigger();
+        trigger.transfer_leader(heir).await.map_err(|e| Error::Unknown { why: e.to_string() })?;
+        // Goes on if the caller gives up.
+        let handed_over = tokio::spawn(scoped(self.clone().await_successor(term, heir))).await;
+        match handed_over {
+            Ok(true) => Ok(()),
+            _ => Err(Error::Unknown { why: format!("node {heir} has not taken over") }),
         }
+    }
+
+    /// Who is to lead next: `to`, or who has most of the log.
+    fn heir(&self, to: Option<u64>) -> Result<u64, Error> {
+        let refused = |why: String| Err(Error::Refused { why });
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref().ok_or(Error::NoLeader)?;
+        let others: BTreeSet<u64> =
+            metrics.membership_config.voter_ids().filter(|id| *id != self.0.id).collect();
+        let answering = self.answering(&metrics);
+        match to {
+            Some(to) if !others.contains(&to) => refused(format!("node {to} is no other voter")),
+            Some(to) if !answering.contains(&to) => {
+                refused(format!("node {to} does not answer: start it first"))
+            }
+            Some(to) => Ok(to),
+            None => {
+                let candidates =
+                    replication.iter().filter(|(id, _)| others.contains(id) && answering.contains(id));
+                match candidates.max_by_key(|(_, matched)| **matched) {
+                    Some((id, _)) => Ok(*id),
+                    None => refused("no other voter answers".into()),
+                }
+            }
+        }
+    }
+
+    /// Waits until another node leads; says whether one does. While openraft's leader hands over it proposes nothing
+    /// and sends no heartbeat, for ever if its heir cannot take over; and with the longest log of all it lets nobody
+    /// else be elected. So it steps down then: it votes for its heir in the next term, as if that had asked for it,
+    /// and takes part in elections again.
+    async fn await_successor(self, term: u64, heir: u64) -> bool {
+        let mut lead = self.0.lead.clone();
+        let gone = lead.wait_for(|lead| *lead != Lead::Here { term });
+        if tokio::time::timeout(TRANSFER_TIMEOUT, gone).await.is_ok() {
+            return true;
+        }
+        let last = self.0.raft.metrics().borrow_watched().last_log_index.unwrap_or(0);
+        // A leader's last entry is of its own term.
+        let last = LogId { leader_id: RaftLeaderId::new(term, self.0.id), index: last };
+        let vote = VoteRequest {
+            vote: Vote::new(term + 1, heir),
+            last_log_id: Some(last),
+            leadership_transfer: true,
+        };
+        if let Err(error) = self.0.raft.vote(vote).await {
+            tracing::warn!(%error, "the lead is handed over, nobody has taken it, and it cannot be given up");
+        }
+        false
     }
 
     /// Hands leadership over, if this node has it and another can take it.
