@@ -145,6 +145,14 @@ impl RaftLogReader<Types> for LogStore {
         Ok(entries)
     }
 
+    /// The entries from `start` on, or none: what begins later, because the log has been purged meanwhile, would be
+    /// replicated with a gap.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let entries = self.try_get_log_entries(start..end).await?;
+        let whole = entries.first().is_some_and(|entry| entry.log_id.index == start);
+        Ok(if whole { entries } else { Vec::new() })
+    }
+
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         Ok(self.shared().vote)
     }
