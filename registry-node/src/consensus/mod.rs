@@ -715,8 +715,9 @@ fn settings(config: &config::Config) -> Result<Config, StartError> {
         // Entries of 96 KiB at most: one append stays below the message limit.
         max_payload_entries: (network::MESSAGE_BYTES_MAX / 2 / crate::storage::ENTRY_BYTES_MAX) as u64,
         purge_batch_size: 256.min(config.log_keep.max(1)),
-        // A leader that hears no quorum must not keep its followers from electing another.
-        quorum_loss_probe_interval: Some(2 * ms(timers.election_max)),
+        // A leader that hears no quorum must not keep its followers from electing another: it falls silent for as
+        // long as the slowest of them takes, and the message that is on its way to it.
+        quorum_loss_probe_interval: Some(3 * ms(timers.election_max)),
         enable_pre_vote: Some(true),
         // A restarted leader must win an election first: its state may be behind.
         enable_leader_restore: Some(false),

@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use openraft::{
     OptionalSend, Raft, RaftNetworkFactory, RaftNetworkV2,
+    async_runtime::watch::WatchReceiver,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::RPCOption,
     raft::{
@@ -133,6 +134,33 @@ impl Peers {
         if let Some(raft) = self.0.raft.get().filter(|_| ended) {
             let _ = raft.trigger().allow_next_revert(&id, false).await; // not leading any more: there is no leave
         }
+    }
+
+    /// Returns once a quorum has answered this leader lately, or within `patience` fails. `since` counts as its
+    /// last answer if there was none.
+    ///
+    /// Entries that nobody acknowledges are sent again and again, and to a follower each is a sign of life: a
+    /// leader that is heard and hears nothing would never be replaced. Heartbeats openraft holds back by itself.
+    async fn hear_quorum(&self, since: Instant, patience: Duration) -> Result<(), RPCError<Types>> {
+        let Some(raft) = self.0.raft.get() else { return Ok(()) };
+        let mut metrics = raft.metrics();
+        let heard = async {
+            loop {
+                let silence = {
+                    let metrics = metrics.borrow_watched();
+                    if metrics.membership_config.voter_ids().eq([self.0.id]) {
+                        return; // it is a quorum by itself
+                    }
+                    let acked = metrics.last_quorum_acked;
+                    acked.map_or(since.elapsed(), |at| openraft::Instant::elapsed(&at.into_inner()))
+                };
+                if silence < self.0.timers.election_max || metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let silent = |_| RPCError::Network(NetworkError::from_string("no quorum has answered lately"));
+        tokio::time::timeout(patience, heard).await.map_err(silent)
     }
 
     fn client(&self, id: u64, address: &Address, purpose: Purpose) -> RaftClient<Wire> {
@@ -331,7 +359,8 @@ impl Network {
     }
 
     fn link(&self, id: u64, address: &Address, purpose: Purpose) -> Link {
-        Link { client: self.peers.client(id, address, purpose), peers: self.peers.clone(), id, purpose }
+        let client = self.peers.client(id, address, purpose);
+        Link { client, peers: self.peers.clone(), id, purpose, unanswered: None }
     }
 }
 
@@ -357,6 +386,8 @@ pub struct Link {
     peers: Peers,
     id: u64,
     purpose: Purpose,
+    /// Since when appends have gone without an answer.
+    unanswered: Option<Instant>,
 }
 
 impl Link {
@@ -385,7 +416,12 @@ impl Link {
             true => within(patience, self.client.pre_vote(request)).await?,
             false => within(patience, self.client.vote(request)).await?,
         };
-        let vote = answer.vote.as_ref().and_then(from_vote).ok_or_else(|| garbled("a vote"))?;
+        let mut vote = answer.vote.as_ref().and_then(from_vote).ok_or_else(|| garbled("a vote"))?;
+        if pre && !answer.granted {
+            // openraft takes the vote of a leader that refuses for a newer one than its own vote for that leader, and
+            // gives up the round before the others have answered: who always answers first would prevent elections.
+            vote.committed = false;
+        }
         Ok(VoteResponse {
             vote,
             vote_granted: answer.granted,
@@ -411,7 +447,15 @@ impl RaftNetworkV2<Types> for Link {
         };
         let patience = self.patience(&option);
         let replicates = self.purpose == Purpose::Log && !request.entries.is_empty();
-        let result = within(patience, self.client.append(request)).await?.result;
+        if let Some(since) = self.unanswered {
+            self.peers.hear_quorum(since, patience).await?;
+        }
+        let result = within(patience, self.client.append(request)).await;
+        self.unanswered = match result {
+            Err(_) if replicates => self.unanswered.or(Some(Instant::now())),
+            _ => None,
+        };
+        let result = result?.result;
         match &result {
             Some(pb::append_response::Result::Conflict(conflict)) if conflict.log_lost => {
                 self.peers.let_revert(self.id).await;
