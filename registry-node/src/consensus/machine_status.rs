@@ -128,7 +128,8 @@ impl Consensus {
             node: Member::new(self.0.id, self.0.own.clone(), role(metrics.state)),
             role: role(metrics.state),
             term: metrics.current_term,
-            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            // As the catalog is, not as openraft has reported it.
+            applied_index: (*self.0.applied.borrow()).map_or(0, |id| id.index),
             committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
             last_log_index: metrics.last_log_index.unwrap_or(0),
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),

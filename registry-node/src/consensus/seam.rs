@@ -27,8 +27,8 @@ pub enum What {
     Blank,
     /// These are proposed, in order.
     Batch(Vec<Proposal>),
-    /// These vote from here on: a majority of each set is needed.
-    Members(Vec<BTreeSet<u64>>),
+    /// From here on a majority of each set of voters is needed, and these are members.
+    Members { voters: Vec<BTreeSet<u64>>, nodes: BTreeSet<u64> },
 }
 
 /// A vote; ordered as they may follow each other.
@@ -49,7 +49,10 @@ pub fn entry_in(bytes: &[u8]) -> Result<Entry, String> {
     let what = match entry.payload {
         EntryPayload::Blank => What::Blank,
         EntryPayload::Normal(batch) => What::Batch(batch.0.iter().map(|s| s.proposal.clone()).collect()),
-        EntryPayload::Membership(members) => What::Members(members.get_joint_config().clone()),
+        EntryPayload::Membership(members) => What::Members {
+            voters: members.get_joint_config().clone(),
+            nodes: members.nodes().map(|(id, _)| *id).collect(),
+        },
     };
     Ok(Entry { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index, what })
 }

@@ -103,9 +103,14 @@ pub struct Past {
 impl Hub {
     /// An empty catalog at revision 0.
     pub fn new(watchers_max: usize) -> Self {
+        Self::with_history(watchers_max, History::new())
+    }
+
+    /// The same with another ring, which is empty.
+    pub fn with_history(watchers_max: usize, history: History) -> Self {
         let (revision, _) = latest::channel(0);
         Self(Arc::new(Inner {
-            state: RwLock::default(),
+            state: RwLock::new(State { history, ..State::default() }),
             revision,
             watchers: AtomicUsize::new(0),
             watchers_max,
@@ -151,7 +156,10 @@ impl Hub {
             state.history.reset(revision);
             state.catalog = Arc::new(catalog);
             state.topics.values_mut().for_each(|topic| topic.reset(revision));
-            state.topics.values().map(|topic| topic.bell().clone()).collect()
+            // In one order, so that a simulation can be repeated.
+            let mut topics: Vec<_> = state.topics.iter().collect();
+            topics.sort_unstable_by_key(|(service, _)| *service);
+            topics.into_iter().map(|(_, topic)| topic.bell().clone()).collect()
         };
         self.publish(revision);
         bells.iter().for_each(|bell| bell.send_replace(revision));
