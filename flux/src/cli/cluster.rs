@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep};
 
 use super::show::MemberStatus;
 use super::{Failed, Session, client};
-use crate::{Answer, Code, Error, Member, NodeStatus, Role};
+use crate::{Answer, Client, Code, Error, Member, NodeStatus, Role};
 
 /// How long a node may take to tell its status; it is shown as unreachable then.
 const STATUS_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 
-/// Between two questions whether a learner has caught up.
-const CATCH_UP_EVERY: Duration = Duration::from_millis(250);
+/// Between two questions whether something has changed by now.
+const AGAIN_EVERY: Duration = Duration::from_millis(250);
 
 /// Progress is told this often at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -124,34 +124,55 @@ async fn join(session: &mut Session<'_>, url: &str) -> Result<Answer<Vec<Member>
     })
 }
 
-/// Gives a member a vote, waiting up to `limit` until it has caught up.
-async fn promote(session: &mut Session<'_>, id: u64, limit: Duration) -> Result<Answer<Vec<Member>>, Failed> {
+/// Why a change of members was given up.
+enum GivenUp {
+    /// Waiting does not help.
+    Refused(Error),
+    /// It did not, so far.
+    Late(Error),
+}
+
+/// Asks for a change of members until it is granted, `limit` at most: what the leader does not grant yet, and who leads,
+/// may be different in a moment.
+async fn insist(
+    session: &mut Session<'_>,
+    limit: Duration,
+    attempt: impl AsyncFn(&Client) -> Result<Answer<Vec<Member>>, Error>,
+) -> Result<Answer<Vec<Member>>, GivenUp> {
     let deadline = Instant::now() + limit;
     let mut told = None;
     loop {
-        let error = match session.client.promote(id).await {
+        let error = match attempt(&session.client).await {
             Ok(members) => return Ok(members),
             Err(error) => error,
         };
-        // What the leader does not grant yet, or who the leader is: both may change in a moment.
-        let passing = matches!(error.code(), Code::Precondition | Code::Unavailable | Code::Timeout);
-        if !passing {
-            return Err(Failed::call(format!("cannot promote node {id}"), error));
+        if !matches!(error.code(), Code::Precondition | Code::Unavailable | Code::Timeout) {
+            return Err(GivenUp::Refused(error));
         }
         if Instant::now() >= deadline {
-            return Err(Failed::TimedOut {
-                what: format!("node {id} is not promoted after {}: {error}", humantime::format_duration(limit)),
-                hint: "it stays a learner and goes on catching up: run the same command again, with more --wait-s; \
-                       its log says what keeps it"
-                    .to_owned(),
-            });
+            return Err(GivenUp::Late(error));
         }
         if told.is_none_or(|at: Instant| at.elapsed() >= TELL_EVERY) {
             session.say(&format!("waiting: {error}"));
             told = Some(Instant::now());
         }
-        sleep(CATCH_UP_EVERY).await;
+        sleep(AGAIN_EVERY).await;
     }
+}
+
+/// Gives a member a vote, waiting up to `limit` until it has caught up.
+async fn promote(session: &mut Session<'_>, id: u64, limit: Duration) -> Result<Answer<Vec<Member>>, Failed> {
+    let promoted = insist(session, limit, async |client| client.promote(id).await).await;
+    promoted.map_err(|given_up| match given_up {
+        GivenUp::Refused(error) => Failed::call(format!("cannot promote node {id}"), error),
+        GivenUp::Late(error) => Failed::TimedOut {
+            what: format!("node {id} is not promoted after {}: {error}", humantime::format_duration(limit)),
+            hint:
+                "it stays a learner and goes on catching up: run the same command again, with more --wait-s; \
+                   its log says what keeps it"
+                    .to_owned(),
+        },
+    })
 }
 
 /// Takes a member out, after it has handed over what it leads.
@@ -183,28 +204,20 @@ async fn remove(
         transfer(session, None).await?;
     }
     // Removing twice is removing once: who leads may have changed under the first attempt.
-    let deadline = Instant::now() + session.timeout;
-    loop {
-        let error = match session.client.remove_member(node.id).await {
-            Ok(members) => return Ok(members),
-            Err(error) => error,
-        };
-        if let Ok(now) = session.client.members().await
-            && now.value.iter().all(|member| member.id != node.id)
-        {
-            return Ok(now);
-        }
-        let passing = matches!(error.code(), Code::Precondition | Code::Unavailable | Code::Timeout);
-        if !passing || Instant::now() >= deadline {
-            return Err(Failed::Call {
-                what: format!("cannot remove node {}", node.id),
-                error,
-                hint: "`registryctl cluster status` shows who is a member; the same command can be run again"
-                    .to_owned(),
-            });
-        }
-        sleep(CATCH_UP_EVERY).await;
-    }
+    let attempt = async |client: &Client| match client.remove_member(node.id).await {
+        Ok(members) => Ok(members),
+        Err(error) => match client.members().await {
+            Ok(now) if now.value.iter().all(|member| member.id != node.id) => Ok(now),
+            _ => Err(error),
+        },
+    };
+    let removed = insist(session, session.timeout, attempt).await;
+    removed.map_err(|(GivenUp::Refused(error) | GivenUp::Late(error))| Failed::Call {
+        what: format!("cannot remove node {}", node.id),
+        error,
+        hint: "`registryctl cluster status` shows who is a member; the same command can be run again"
+            .to_owned(),
+    })
 }
 
 async fn transfer(session: &mut Session<'_>, to: Option<&str>) -> Result<Answer<Vec<Member>>, Failed> {
@@ -235,7 +248,7 @@ async fn transfer(session: &mut Session<'_>, to: Option<&str>) -> Result<Answer<
                 });
             }
             None if Instant::now() >= deadline => return Err(Failed::NoLeader),
-            _ => sleep(CATCH_UP_EVERY).await,
+            _ => sleep(AGAIN_EVERY).await,
         }
     }
 }
