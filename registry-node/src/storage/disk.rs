@@ -14,7 +14,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 /// The trees of a store.
@@ -252,28 +252,47 @@ impl Disk for Sled {
     }
 }
 
+/// Two changes of a directory within this may carry one time: the kernel's clock for files ticks every 10 ms at most.
+const TICK: Duration = Duration::from_millis(20);
+
 /// Everything that has to reach the disk besides what sled's own flush wrote.
 struct Barrier {
     dir: PathBuf,
     db: File,
-    /// When the directories last changed, as far as they are synced.
-    synced: Option<[Option<SystemTime>; 2]>,
+    /// When the directories last changed, as they say themselves, and since when we know.
+    changed: Option<([Option<SystemTime>; 2], Instant)>,
+    /// Whether that change, and every one that could carry its time, is synced.
+    settled: bool,
 }
 
 impl Barrier {
     fn new(dir: &Path) -> io::Result<Self> {
         let db = File::options().read(true).write(true).open(dir.join("db"))?;
-        Ok(Self { dir: dir.to_path_buf(), db, synced: None })
+        Ok(Self { dir: dir.to_path_buf(), db, changed: None, settled: false })
     }
 
     fn sync(&mut self) -> io::Result<()> {
         self.db.sync_data()?;
-        let changed = [changed_at(&self.dir), changed_at(&self.dir.join("blobs"))];
-        if self.synced != Some(changed) {
-            self.sync_names()?;
-            self.synced = Some(changed);
+        self.sync_names_if_changed(Instant::now()).map(drop)
+    }
+
+    /// Says whether it had to.
+    fn sync_names_if_changed(&mut self, now: Instant) -> io::Result<bool> {
+        let times = [changed_at(&self.dir), changed_at(&self.dir.join("blobs"))];
+        let since = match self.changed {
+            Some((known, since)) if known == times => since,
+            _ => {
+                self.changed = Some((times, now));
+                self.settled = false;
+                now
+            }
+        };
+        if self.settled {
+            return Ok(false);
         }
-        Ok(())
+        self.sync_names()?;
+        self.settled = now.duration_since(since) >= TICK;
+        Ok(true)
     }
 
     /// Syncs the small files and the directories that hold them, up to the parent of ours.
@@ -327,4 +346,29 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text =
         panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into()));
     text.unwrap_or_else(|| "the database could not be opened".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's clock for files stands still for milliseconds: a file that comes within a tick after another
+    /// leaves the directory's time as it was, and must be synced all the same.
+    #[test]
+    fn a_change_that_leaves_no_trace_in_the_time_is_synced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("db"), "").expect("room");
+        let mut barrier = Barrier::new(dir.path()).expect("it is there");
+        let start = Instant::now();
+        let mut synced_after =
+            |ms| barrier.sync_names_if_changed(start + Duration::from_millis(ms)).expect("the disk works");
+        assert!(synced_after(0), "nothing is known yet");
+        // As if something had come in the meantime, in the same tick of the kernel's clock.
+        assert!(synced_after(5) && synced_after(500), "a change may have had the time that is known");
+        assert!(!synced_after(501) && !synced_after(10_000), "nothing can have changed since");
+        fs::write(dir.path().join("snap.1"), "").expect("room");
+        let moved = SystemTime::now() + Duration::from_secs(1);
+        File::open(dir.path()).and_then(|dir| dir.set_modified(moved)).expect("it is ours");
+        assert!(synced_after(10_001) && synced_after(10_021) && !synced_after(10_022));
+    }
 }
