@@ -63,6 +63,8 @@ pub struct Metrics {
     disk_free: IntGauge,
     /// 1 while proposals are refused because the disk is nearly full.
     disk_full: IntGauge,
+    /// 1 while the disk is too slow for the election time-outs.
+    disk_slow: IntGauge,
 }
 
 impl Metrics {
@@ -136,6 +138,7 @@ impl Metrics {
             leader_age: add(&exposition, age.expect("valid names")),
             disk_free: gauge("registry_disk_free_bytes", "Bytes free on the disk of the node's directory"),
             disk_full: gauge("registry_disk_full", "1 while writes are refused for want of room on the disk"),
+            disk_slow: gauge("registry_disk_slow", "1 while the disk is too slow for the election time-outs"),
             exposition,
         }
     }
@@ -205,6 +208,7 @@ impl Metrics {
         self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
         self.disk_free.set(facts.disk_free.map_or(i64::MAX, |bytes| bytes as i64));
         self.disk_full.set(facts.disk_full.into());
+        self.disk_slow.set(facts.disk_slow.into());
         for role in ROLES {
             self.role.with_label_values(&[role]).set((role == facts.role).into());
         }
@@ -253,6 +257,8 @@ pub struct Facts {
     pub disk_free: Option<u64>,
     /// Whether proposals are refused for want of room.
     pub disk_full: bool,
+    /// Whether the disk is too slow for the election time-outs.
+    pub disk_slow: bool,
 }
 
 impl Default for Metrics {

@@ -642,6 +642,9 @@ pub struct StatusResponse {
     /// What an operator must look at, for people; empty if there is nothing.
     #[prost(string, tag = "16")]
     pub alarm: ::prost::alloc::string::String,
+    /// Why its disk is too slow for the election time-outs, for people; empty if it is not.
+    #[prost(string, tag = "17")]
+    pub disk_slow: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MembersRequest {}

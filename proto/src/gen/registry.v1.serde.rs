@@ -6379,6 +6379,9 @@ impl serde::Serialize for StatusResponse {
         if !self.alarm.is_empty() {
             len += 1;
         }
+        if !self.disk_slow.is_empty() {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("registry.v1.StatusResponse", len)?;
         if let Some(v) = self.header.as_ref() {
             struct_ser.serialize_field("header", v)?;
@@ -6444,6 +6447,9 @@ impl serde::Serialize for StatusResponse {
         if !self.alarm.is_empty() {
             struct_ser.serialize_field("alarm", &self.alarm)?;
         }
+        if !self.disk_slow.is_empty() {
+            struct_ser.serialize_field("diskSlow", &self.disk_slow)?;
+        }
         struct_ser.end()
     }
 }
@@ -6477,6 +6483,8 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
             "catalogHash",
             "node",
             "alarm",
+            "disk_slow",
+            "diskSlow",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -6497,6 +6505,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
             CatalogHash,
             Node,
             Alarm,
+            DiskSlow,
             __SkipField__,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
@@ -6535,6 +6544,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                             "catalogHash" | "catalog_hash" => Ok(GeneratedField::CatalogHash),
                             "node" => Ok(GeneratedField::Node),
                             "alarm" => Ok(GeneratedField::Alarm),
+                            "diskSlow" | "disk_slow" => Ok(GeneratedField::DiskSlow),
                             _ => Ok(GeneratedField::__SkipField__),
                         }
                     }
@@ -6570,6 +6580,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                 let mut catalog_hash__ = None;
                 let mut node__ = None;
                 let mut alarm__ = None;
+                let mut disk_slow__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Header => {
@@ -6682,6 +6693,12 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                             }
                             alarm__ = Some(map_.next_value()?);
                         }
+                        GeneratedField::DiskSlow => {
+                            if disk_slow__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("diskSlow"));
+                            }
+                            disk_slow__ = Some(map_.next_value()?);
+                        }
                         GeneratedField::__SkipField__ => {
                             let _ = map_.next_value::<serde::de::IgnoredAny>()?;
                         }
@@ -6704,6 +6721,7 @@ impl<'de> serde::Deserialize<'de> for StatusResponse {
                     catalog_hash: catalog_hash__.unwrap_or_default(),
                     node: node__,
                     alarm: alarm__.unwrap_or_default(),
+                    disk_slow: disk_slow__.unwrap_or_default(),
                 })
             }
         }

@@ -392,6 +392,7 @@ pub fn node_status(head: &Header, status: NodeStatus) -> pb::StatusResponse {
         not_ready_reason: status.not_ready.unwrap_or_default(),
         catalog_hash: format!("{:016x}", status.catalog_hash),
         alarm: status.alarm.unwrap_or_default(),
+        disk_slow: status.disk_slow.unwrap_or_default(),
     }
 }
 

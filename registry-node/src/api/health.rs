@@ -58,10 +58,12 @@ fn checks(api: &Api, not_ready: Option<&String>) -> String {
         (None, Some(free)) => format!("{} MiB free", free >> 20),
         (None, None) => "no bound".to_owned(),
     };
+    let pace = status.disk_slow.clone().unwrap_or_else(|| "fast enough for elections".to_owned());
     line(true, "process", format!("node {}", head.node_id))
         + &line(head.leader.is_some(), "leader", leader)
         + &line(not_ready.is_none(), "linearizable-read", read)
         + &line(status.disk_full.is_none(), "disk", room)
+        + &line(status.disk_slow.is_none(), "disk-pace", pace)
         + &line(status.alarm.is_none(), "alarm", status.alarm.clone().unwrap_or_else(|| "none".to_owned()))
 }
 

@@ -45,6 +45,7 @@ fn facts(registry: &Registry) -> Facts {
         leader_age: header.age,
         disk_free: status.disk_free,
         disk_full: status.disk_full.is_some(),
+        disk_slow: status.disk_slow.is_some(),
     }
 }
 

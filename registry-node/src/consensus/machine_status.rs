@@ -100,6 +100,8 @@ pub struct NodeStatus {
     pub disk_free: Option<u64>,
     /// Why its disk takes no proposals; none if it does.
     pub disk_full: Option<String>,
+    /// Why its disk is too slow for the election time-outs; none if it is not.
+    pub disk_slow: Option<String>,
     /// What an operator must look at.
     pub alarm: Option<String>,
     /// Rounds that read points took of this node's quorum while it led.
@@ -142,6 +144,7 @@ impl Consensus {
             revision,
             disk_free: self.0.space.free(),
             disk_full: self.0.space.for_proposals().err().map(|full| full.to_string()),
+            disk_slow: self.disk_slow(),
             alarm: self.alarm(),
             quorum_rounds: self.0.read_rounds[0].load(Ordering::Relaxed),
             leader_rounds: self.0.read_rounds[1].load(Ordering::Relaxed),

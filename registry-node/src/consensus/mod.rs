@@ -6,6 +6,7 @@
 mod audit;
 mod bootstrap;
 mod codec;
+mod disk_pace;
 mod forwarder;
 mod log_store;
 mod machine_status;
@@ -284,6 +285,7 @@ impl Consensus {
             tracker.spawn(scoped(consensus.clone().come_back(quarantine)));
         }
         tracker.spawn(scoped(consensus.clone().audit()));
+        tracker.spawn(scoped(consensus.clone().watch_the_disk()));
         server.open(consensus.clone());
         Ok(consensus)
     }

@@ -26,6 +26,8 @@ use crate::{
 };
 
 mod crash;
+mod slow_disk;
+mod trio;
 
 struct OnSled;
 

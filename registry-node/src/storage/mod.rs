@@ -8,6 +8,7 @@
 mod disk;
 mod frame;
 mod opening;
+mod pace;
 mod sidecar;
 mod space;
 mod survey;
@@ -34,6 +35,7 @@ pub use self::{
     disk::{Directory, Disk, Medium, Sled, Tree},
     frame::ENTRY_BYTES_MAX,
     opening::Sound,
+    pace::Pace,
     space::{BALLAST, Full, Space},
     survey::{Flaw, Survey, SurveyError, await_release, hold, survey},
 };
@@ -189,6 +191,7 @@ pub struct Store {
     space: Space,
     /// Held by whoever saves a snapshot.
     saving: Arc<tokio::sync::Mutex<()>>,
+    pace: Pace,
 }
 
 impl Store {
@@ -229,8 +232,9 @@ impl Store {
     {
         let (writer, recovered) = opening::open(medium, dir, sound)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let work = writer.run(queue, metrics, on_failure, latency);
-        Ok((Self { jobs, space: Space::unbounded(), saving: Arc::default() }, recovered, work))
+        let pace = Pace::default();
+        let work = writer.run(queue, metrics, pace.clone(), on_failure, latency);
+        Ok((Self { jobs, space: Space::unbounded(), saving: Arc::default(), pace }, recovered, work))
     }
 
     /// The same store, which tells its users of the room that is left for it.
@@ -241,6 +245,11 @@ impl Store {
     /// The room that is left on its disk. Whoever begins something new asks first; the store itself takes all.
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// How long its disk takes to make things durable.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// Appends `entries`, which must follow the last index without a gap; `done` is called once they survive a

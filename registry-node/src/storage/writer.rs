@@ -6,18 +6,23 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     Done, Purged, Slot, Snapshot,
     disk::{self, Disk, Medium, Tree},
     frame::{self, PACK_BYTES},
-    opening, seal,
+    opening,
+    pace::Pace,
+    seal,
     sidecar::{self, Claim, Sidecar, State},
 };
 use crate::metrics::Metrics;
@@ -193,6 +198,7 @@ impl<M: Medium> Writer<M> {
         mut self,
         mut queue: mpsc::Receiver<Job>,
         metrics: Arc<Metrics>,
+        pace: Pace,
         on_failure: impl FnOnce(&io::Error),
         mut latency: impl FnMut() -> Duration,
     ) {
@@ -203,9 +209,9 @@ impl<M: Medium> Writer<M> {
                 None => Some(queue.recv_many(&mut jobs, BATCH).await),
                 Some(due) => tokio::time::timeout_at(due, queue.recv_many(&mut jobs, BATCH)).await.ok(),
             };
+            let started = Instant::now();
             pause(latency()).await;
             let mut waiting = Vec::with_capacity(jobs.len());
-            let started = Instant::now();
             let result = caught(|| match taken {
                 // A log that has stopped growing, or a clean stop.
                 None | Some(0) => self.sidecar.sync(&mut self.medium),
@@ -216,10 +222,12 @@ impl<M: Medium> Writer<M> {
                 let failed = |done: Done| done(Err(io::Error::new(error.kind(), error.to_string())));
                 return waiting.into_iter().for_each(failed);
             }
-            if !waiting.is_empty() {
-                metrics.barrier(started.elapsed());
-            }
             pause(latency()).await;
+            if !waiting.is_empty() {
+                let (now, took) = (Instant::now(), started.elapsed());
+                metrics.barrier(took);
+                pace.note(now, took);
+            }
             waiting.into_iter().for_each(|done| done(Ok(())));
             if taken == Some(0) {
                 return;
@@ -245,7 +253,7 @@ impl<M: Medium> Writer<M> {
         self.sidecar.record.log.clear();
         self.sidecar.record.log.push(self.contents.claim());
         self.sidecar.record.snapshot = snapshot_index.map_or(0, |index| index + 1);
-        let due = self.sidecar.due().is_some_and(|due| due <= tokio::time::Instant::now());
+        let due = self.sidecar.due().is_some_and(|due| due <= Instant::now());
         if std::mem::take(&mut self.promise) || due {
             self.sidecar.sync(&mut self.medium)
         } else {
