@@ -11,6 +11,7 @@ mod forwarder;
 mod log_store;
 mod machine_status;
 mod membership;
+mod message;
 mod network;
 mod offline;
 #[cfg(test)]

@@ -9,9 +9,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::{async_runtime::watch::WatchReceiver, raft::AppendEntriesResponse};
 use proto::raft::v1::{self as pb, raft_server};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -21,9 +20,10 @@ use super::{
     Consensus, codec,
     codec::Identity,
     membership::spent,
-    network::{MESSAGE_BYTES_MAX, from_log_id, from_vote, to_log_id, to_peer, to_vote},
+    message::{self, garbled, missing},
+    network::{MESSAGE_BYTES_MAX, to_log_id, to_peer, to_vote},
     peer_port,
-    types::{Chunks, Entry, Sealed, Snapshot, SnapshotMeta, Vote},
+    types::{Chunks, LogId, Sealed, Snapshot, Vote},
 };
 use crate::{
     catalog::{HASH_VERSION, InstanceId, encode_outcome},
@@ -195,12 +195,16 @@ impl PeerServer {
     }
 }
 
-fn missing(what: &'static str) -> impl Fn() -> Status {
-    move || Status::invalid_argument(format!("the call has no {what}"))
-}
-
-fn garbled(what: &str, error: impl std::fmt::Display) -> Status {
-    Status::invalid_argument(format!("{what}: {error}"))
+impl Consensus {
+    /// Refuses a leader that has another entry where this node has applied one. One that is deposed may: Raft tells
+    /// it so.
+    fn shares_history(&self, vote: &Vote, told: impl IntoIterator<Item = LogId>) -> Result<(), Status> {
+        let applied = *self.0.applied.borrow();
+        message::agrees(applied, told).or_else(|refusal| {
+            let deposed = *vote < self.0.raft.server_metrics().borrow_watched().vote;
+            if deposed { Ok(()) } else { Err(refusal) }
+        })
+    }
 }
 
 fn stopped(error: impl std::fmt::Display) -> Status {
@@ -209,22 +213,6 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 fn full(error: crate::storage::Full) -> Status {
     Status::resource_exhausted(error.to_string())
-}
-
-fn vote_of(vote: Option<&pb::Vote>) -> Result<Vote, Status> {
-    vote.and_then(from_vote).ok_or_else(missing("vote"))
-}
-
-fn entries_of(entries: &[Bytes]) -> Result<Vec<Entry>, Status> {
-    entries.iter().map(|bytes| codec::decode_entry(bytes).map_err(|e| garbled("a log entry", e))).collect()
-}
-
-fn vote_request(request: pb::VoteRequest) -> Result<VoteRequest<super::Types>, Status> {
-    Ok(VoteRequest {
-        vote: vote_of(request.vote.as_ref())?,
-        last_log_id: request.last_log.as_ref().and_then(from_log_id),
-        leadership_transfer: request.leadership_transfer,
-    })
 }
 
 fn vote_response(answer: openraft::raft::VoteResponse<super::Types>) -> Response<pb::VoteResponse> {
@@ -243,12 +231,10 @@ impl raft_server::Raft for PeerServer {
     ) -> Result<Response<pb::AppendResponse>, Status> {
         let request = request.into_inner();
         let consensus = self.checked(request.header.as_ref())?;
-        let append = AppendEntriesRequest {
-            vote: vote_of(request.vote.as_ref())?,
-            prev_log_id: request.prev.as_ref().and_then(from_log_id),
-            entries: entries_of(&request.entries)?,
-            leader_commit: request.leader_commit.as_ref().and_then(from_log_id),
-        };
+        let append = message::append(&request)?;
+        let ends = [append.entries.first(), append.entries.last()].into_iter().flatten();
+        let told = ends.map(|entry| entry.log_id).chain(append.prev_log_id).chain(append.leader_commit);
+        consensus.shares_history(&append.vote, told)?;
         if !append.entries.is_empty() {
             // An append that fails would end this node; one that is refused comes again.
             self.0.store.space().for_replication(0).map_err(full)?;
@@ -274,7 +260,7 @@ impl raft_server::Raft for PeerServer {
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = request.into_inner();
         let consensus = self.voting(request.header.as_ref())?;
-        consensus.0.raft.vote(vote_request(request)?).await.map(vote_response).map_err(stopped)
+        consensus.0.raft.vote(message::vote(&request)?).await.map(vote_response).map_err(stopped)
     }
 
     async fn pre_vote(
@@ -283,7 +269,7 @@ impl raft_server::Raft for PeerServer {
     ) -> Result<Response<pb::VoteResponse>, Status> {
         let request = request.into_inner();
         let consensus = self.voting(request.header.as_ref())?;
-        consensus.0.raft.pre_vote(vote_request(request)?).await.map(vote_response).map_err(stopped)
+        consensus.0.raft.pre_vote(message::vote(&request)?).await.map(vote_response).map_err(stopped)
     }
 
     async fn transfer_leader(
@@ -292,12 +278,7 @@ impl raft_server::Raft for PeerServer {
     ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
         let request = request.into_inner();
         let consensus = self.voting(request.header.as_ref())?;
-        let vote = vote_of(request.from_leader.as_ref())?;
-        let transfer = TransferLeaderRequest::new(
-            vote,
-            request.to_node,
-            request.last_log.as_ref().and_then(from_log_id),
-        );
+        let transfer = message::transfer(&request)?;
         match consensus.0.raft.handle_transfer_leader(transfer).await.map_err(stopped)? {
             Ok(()) => Ok(Response::new(pb::TransferLeaderResponse {})),
             Err(refused) => Err(Status::failed_precondition(refused.to_string())),
@@ -313,18 +294,15 @@ impl raft_server::Raft for PeerServer {
             .message()
             .await?
             .and_then(|chunk| chunk.meta)
-            .ok_or_else(missing("snapshot description"))?;
+            .ok_or_else(|| missing("snapshot description"))?;
         let consensus = self.checked(meta.header.as_ref())?;
-        let vote = vote_of(meta.vote.as_ref())?;
-        let last_membership =
-            codec::decode_stored_membership(&meta.membership).map_err(|e| garbled("the membership", e))?;
+        let (vote, described) = message::snapshot(&meta)?;
+        consensus.shares_history(&vote, described.last_log_id)?;
         self.0.store.space().for_replication(meta.total_bytes).map_err(full)?;
         let chunks = receive(&mut stream, meta.total_bytes).await?;
-        let meta =
-            SnapshotMeta { last_log_id: meta.last_log.as_ref().and_then(from_log_id), last_membership };
         // A catalog that cannot be read must be refused here: openraft would end the node over it.
         crate::catalog::Catalog::from_chunks(&chunks).map_err(|e| garbled("the snapshot", e))?;
-        let snapshot = Snapshot { meta, snapshot: chunks };
+        let snapshot = Snapshot { meta: described, snapshot: chunks };
         let answer = consensus.0.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(Response::new(pb::SnapshotAck { vote: Some(to_vote(&answer.vote)) }))
     }

@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod crash;
+mod garbled;
 mod slow_disk;
 mod trio;
 

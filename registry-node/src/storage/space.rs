@@ -92,7 +92,7 @@ impl Space {
     /// Whether so many bytes may be taken of what the cluster has already agreed on. Half the mark is kept for it:
     /// what a leader has taken must find a place on its followers.
     pub fn for_replication(&self, bytes: u64) -> Result<(), Full> {
-        self.needs(|mark| mark / 2 + bytes)
+        self.needs(|mark| (mark / 2).saturating_add(bytes))
     }
 
     fn needs(&self, needed: impl FnOnce(u64) -> u64) -> Result<(), Full> {
