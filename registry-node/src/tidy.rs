@@ -57,6 +57,31 @@ fn the_cores_are_pure() {
     }
 }
 
+/// The wall clock may jump: it stamps what people read, and nothing else asks it. The kernel stamps files with it;
+/// there only a difference counts.
+#[test]
+fn the_wall_clock_is_for_people() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let clocks = ["SystemTime", "UNIX_EPOCH", "chrono", "CLOCK_REALTIME"];
+    let mut readers = Vec::new();
+    visit(&root, &mut |path, text| {
+        let readings = text.lines().filter(|line| !line.trim_start().starts_with("use "));
+        let readings = readings.filter(|line| clocks.iter().any(|clock| line.contains(clock)));
+        let name = path.strip_prefix(&root).expect("below it").to_string_lossy().into_owned();
+        readers.extend(readings.map(|line| format!("{name}: {}", line.trim())));
+    });
+    let allowed = [
+        // Provenance: who, why, and when.
+        "consensus/mod.rs: let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed()",
+        // When a backup was taken.
+        "api/convert.rs: taken_at_ms: SystemTime::UNIX_EPOCH.elapsed()",
+    ];
+    readers.retain(|reader| {
+        !reader.starts_with("storage/disk.rs:") && !allowed.iter().any(|allowed| reader.starts_with(allowed))
+    });
+    assert!(readers.is_empty(), "{readers:#?}");
+}
+
 /// Every invariant is listed in README.md with a place that exists.
 #[test]
 fn every_invariant_names_where_it_is_checked() {

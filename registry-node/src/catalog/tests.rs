@@ -518,6 +518,14 @@ impl Naive {
     }
 }
 
+/// What it says, but for what the clock of some node said.
+fn timeless(said: impl std::fmt::Debug) -> String {
+    let said = format!("{said:?}");
+    let mut parts = said.split("at_ms: ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
 /// What a watcher of everything holds.
 fn follow(view: &mut BTreeMap<InstanceId, Arc<Record>>, events: &[Event]) {
     for event in events {
@@ -570,6 +578,20 @@ proptest! {
             prop_assert_eq!(members.iter().filter(|record| record.spec.status == Status::Up).count(), up);
         }
         prop_assert_eq!(&Catalog::from_chunks(catalog.to_chunks()).expect("our own bytes"), &catalog);
+    }
+
+    /// Nodes stamp what they take with clocks that may show anything, run backwards, or jump: no answer, no revision
+    /// and no record is another for that.
+    #[test]
+    fn what_the_clocks_show_decides_nothing(stamped in prop::collection::vec((proposal(), any::<u64>()), 1..60)) {
+        let (mut catalog, mut other) = (Catalog::default(), Catalog::default());
+        for (proposal, at_ms) in stamped {
+            let cause = Provenance { at_ms, ..Provenance::clone(&proposal.cause) }.into();
+            let applied = catalog.apply(7, &proposal);
+            prop_assert_eq!(timeless(applied), timeless(other.apply(7, &Proposal { cause, ..proposal })));
+            prop_assert_eq!(timeless(catalog.list(None)), timeless(other.list(None)));
+            prop_assert_eq!(catalog.services(), other.services());
+        }
     }
 
     #[test]

@@ -26,7 +26,9 @@ use crate::{
 };
 
 mod crash;
+mod fan_out;
 mod garbled;
+mod quarantine;
 mod slow_disk;
 mod trio;
 

@@ -9,6 +9,7 @@ mod failover;
 mod leases;
 mod limits;
 mod links;
+mod logs;
 mod malformed;
 mod membership;
 mod node;

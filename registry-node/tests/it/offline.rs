@@ -21,7 +21,8 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-fn inspected(dir: &Path, flag: &str) -> (Option<i32>, Vec<Value>) {
+/// What `inspect` prints of a stopped node's directory, and its exit code.
+pub fn inspected(dir: &Path, flag: &str) -> (Option<i32>, Vec<Value>) {
     let dir = dir.to_str().expect("a plain path");
     let args = if flag == "json" { vec!["inspect", dir, "-o", "json"] } else { vec!["inspect", dir, flag] };
     let output = registry_node(&args);
