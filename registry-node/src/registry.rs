@@ -456,27 +456,33 @@ impl Registry {
         self.consensus.read_barrier(deadline).await.map_err(|e| Error::from(e).to_string())
     }
 
-    /// The members as this node last applied them.
-    pub fn members(&self) -> Answer<Vec<Member>> {
+    /// The members as this node last applied them: at once, because clients find their way by it. A node that was
+    /// removed does not know them; it answers as ever until it has heard of that, a second at most.
+    pub fn members(&self) -> Result<Answer<Vec<Member>>, Error> {
+        self.consensus.takes_part()?;
+        Ok(self.known_members())
+    }
+
+    fn known_members(&self) -> Answer<Vec<Member>> {
         Answer { header: self.header(), value: self.consensus.members() }
     }
 
     /// Adds a node that receives the log and has no vote. The leader only.
     pub async fn add_learner(&self, member: Member) -> Result<Answer<Vec<Member>>, Error> {
         self.consensus.add_learner(member).await?;
-        Ok(self.members())
+        Ok(self.known_members())
     }
 
     /// Gives a learner that has caught up a vote. The leader only.
     pub async fn promote(&self, id: u64) -> Result<Answer<Vec<Member>>, Error> {
         self.consensus.promote(id).await?;
-        Ok(self.members())
+        Ok(self.known_members())
     }
 
     /// Takes a node out for good. The leader only.
     pub async fn remove_member(&self, id: u64) -> Result<Answer<Vec<Member>>, Error> {
         self.consensus.remove(id).await?;
-        Ok(self.members())
+        Ok(self.known_members())
     }
 
     /// Hands leadership to a node, or to the most up to date. The leader only.

@@ -141,7 +141,8 @@ impl Admin for Api {
     }
 
     async fn members(&self, _: Request<pb::MembersRequest>) -> Reply<pb::MembersResponse> {
-        Ok(Response::new(convert::members(self.registry.members())))
+        let answer = self.registry.members();
+        answer.map(|answer| Response::new(convert::members(answer))).map_err(|error| Api::status(self, error))
     }
 
     async fn add_learner(&self, request: Request<pb::AddLearnerRequest>) -> Reply<pb::MembersResponse> {

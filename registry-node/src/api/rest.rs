@@ -336,8 +336,9 @@ async fn status(State(api): State<Api>) -> Json<pb::StatusResponse> {
     Json(convert::node_status(&api.registry.header(), api.registry.status()))
 }
 
-async fn members(State(api): State<Api>) -> Json<pb::MembersResponse> {
-    Json(convert::members(api.registry.members()))
+async fn members(State(api): State<Api>) -> Reply<pb::MembersResponse> {
+    let answer = api.registry.members();
+    answer.map(|answer| Json(convert::members(answer))).map_err(|error| api.problem(error))
 }
 
 async fn add_learner(

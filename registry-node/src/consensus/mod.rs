@@ -335,7 +335,7 @@ impl Consensus {
     }
 
     /// Fails if this node takes no part any more.
-    fn takes_part(&self) -> Result<(), Error> {
+    pub fn takes_part(&self) -> Result<(), Error> {
         self.0.halted.get().map_or(Ok(()), |why| Err(Error::NotReady { why: why.clone() }))
     }
 
@@ -462,7 +462,12 @@ impl Consensus {
         let Lead::Elsewhere { id, address } = self.lead() else { return Err(Error::NoLeader) };
         self.0.read_rounds[1].fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + READ_INDEX_TIMEOUT;
-        self.while_lead_stays(self.0.peers.read_index(id, &address, deadline)).await
+        let answer = self.while_lead_stays(self.0.peers.read_index(id, &address, deadline)).await;
+        if let Err(Error::NotReady { why }) = &answer {
+            // It knows that this node was removed.
+            self.halt(why.clone()).await;
+        }
+        answer
     }
 
     /// A round's outcome, or that there is none: in time, and from the leader that was asked.

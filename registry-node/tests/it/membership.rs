@@ -168,6 +168,8 @@ async fn a_cluster_grows_and_shrinks_under_writes_and_who_left_stays_out() {
         })
     })
     .await;
+    let stale = call("GET", &format!("{gone}/v1/members"), "").await;
+    assert_eq!(stale.status, 503, "{}", stale.json());
     cluster.nodes[leaves].kill();
 
     cluster.nodes[fourth].spawn();
