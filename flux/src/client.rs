@@ -181,6 +181,10 @@ pub struct NodeStatus {
     pub not_ready_reason: String,
     /// Hash of the catalog at the answer's revision.
     pub catalog_hash: String,
+    /// What an operator must look at; empty if there is nothing.
+    pub alarm: String,
+    /// Why its disk is too slow for the election time-outs; empty if it is not.
+    pub disk_slow: String,
 }
 
 impl Client {
@@ -595,6 +599,8 @@ impl From<wire::StatusResponse> for NodeStatus {
             watchers: s.watchers,
             ready: s.ready,
             not_ready_reason: s.not_ready_reason,
+            alarm: s.alarm,
+            disk_slow: s.disk_slow,
             catalog_hash: s.catalog_hash,
         }
     }

@@ -308,9 +308,18 @@ fn member_row(m: &MemberStatus) -> Vec<String> {
     let mut row = vec![m.member.name.clone(), m.member.id.to_string()];
     match &m.status {
         Ok((status, revision)) => {
-            let state = if status.ready { "ready" } else { status.not_ready_reason.as_str() };
+            let ready = if status.ready { "ready" } else { status.not_ready_reason.as_str() };
+            // What is alarming is mostly why it is not ready.
+            let alarm =
+                Some(&status.alarm).filter(|alarm| !alarm.is_empty() && **alarm != status.not_ready_reason);
+            let alarm = alarm.map(|alarm| format!("alarm: {alarm}"));
+            let slow = Some(&status.disk_slow)
+                .filter(|slow| !slow.is_empty())
+                .map(|slow| format!("slow disk: {slow}"));
+            let state =
+                [Some(ready.to_owned()), alarm, slow].into_iter().flatten().collect::<Vec<_>>().join("; ");
             row.extend([status.role.as_str().to_owned(), status.term.to_string(), revision.to_string()]);
-            row.extend([status.applied_index.to_string(), m.member.rest.clone(), state.to_owned()]);
+            row.extend([status.applied_index.to_string(), m.member.rest.clone(), state]);
         }
         Err(_) => {
             row.extend(["down", "", "", ""].map(str::to_owned));

@@ -104,19 +104,26 @@ fn a_cluster_shows_who_is_down() {
         ready: true,
         not_ready_reason: String::new(),
         catalog_hash: "00ff".into(),
+        alarm: String::new(),
+        disk_slow: String::new(),
     };
+    let mut troubled = status.clone();
+    troubled.alarm = "nodes disagree".into();
+    troubled.disk_slow = "130 ms".into();
     let refused = crate::Client::connect(["nonsense:x"]).expect_err("not an endpoint");
     let members = [
         MemberStatus { member: member(1, Role::Leader), status: Ok((status, 7)) },
         MemberStatus { member: member(2, Role::Follower), status: Err(refused) },
+        MemberStatus { member: member(3, Role::Follower), status: Ok((troubled, 7)) },
     ];
     expect![[r#"
         NAME    ID  ROLE    TERM  REVISION  APPLIED  REST                   STATE
         node-1  1   leader  3     7         120      http://127.0.0.1:8181  ready
         node-2  2   down    -     -         -        http://127.0.0.1:8281  does not answer
+        node-3  3   leader  3     7         120      http://127.0.0.1:8381  ready; alarm: nodes disagree; slow disk: 130 ms
     "#]]
     .assert_eq(&TABLE.cluster("c1", &members));
     expect![[r#"
-        {"cluster_id":"c1","members":[{"grpc":"http://127.0.0.1:9191","id":1,"name":"node-1","peer":"http://127.0.0.1:7191","rest":"http://127.0.0.1:8181","revision":7,"role":"leader","status":{"applied_index":120,"catalog_hash":"00ff","committed_index":120,"instances":2,"last_log_index":121,"leader_id":1,"name":"node-1","node":null,"not_ready_reason":"","purged_index":0,"ready":true,"role":"leader","snapshot_index":0,"term":3,"version":"0.1.0","watchers":1}},{"error":"\"nonsense:x\" is not an endpoint: the port is not one","grpc":"http://127.0.0.1:9291","id":2,"name":"node-2","peer":"http://127.0.0.1:7291","rest":"http://127.0.0.1:8281","role":"down"}]}
+        {"cluster_id":"c1","members":[{"grpc":"http://127.0.0.1:9191","id":1,"name":"node-1","peer":"http://127.0.0.1:7191","rest":"http://127.0.0.1:8181","revision":7,"role":"leader","status":{"alarm":"","applied_index":120,"catalog_hash":"00ff","committed_index":120,"disk_slow":"","instances":2,"last_log_index":121,"leader_id":1,"name":"node-1","node":null,"not_ready_reason":"","purged_index":0,"ready":true,"role":"leader","snapshot_index":0,"term":3,"version":"0.1.0","watchers":1}},{"error":"\"nonsense:x\" is not an endpoint: the port is not one","grpc":"http://127.0.0.1:9291","id":2,"name":"node-2","peer":"http://127.0.0.1:7291","rest":"http://127.0.0.1:8281","role":"down"},{"grpc":"http://127.0.0.1:9391","id":3,"name":"node-3","peer":"http://127.0.0.1:7391","rest":"http://127.0.0.1:8381","revision":7,"role":"leader","status":{"alarm":"nodes disagree","applied_index":120,"catalog_hash":"00ff","committed_index":120,"disk_slow":"130 ms","instances":2,"last_log_index":121,"leader_id":1,"name":"node-1","node":null,"not_ready_reason":"","purged_index":0,"ready":true,"role":"leader","snapshot_index":0,"term":3,"version":"0.1.0","watchers":1}}]}
     "#]].assert_eq(&JSON.cluster("c1", &members));
 }
