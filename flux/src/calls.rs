@@ -24,7 +24,8 @@ use crate::{Answer, Error};
 const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 
 /// The wait after every node was asked in vain: an election takes about half a second.
-const ROUND: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_millis(400) };
+pub(crate) const ROUND: Backoff =
+    Backoff { base: Duration::from_millis(50), cap: Duration::from_millis(400) };
 
 /// What all clones of a client share.
 #[derive(Debug)]
@@ -109,7 +110,7 @@ impl Calls {
                 sleep(wait).await;
                 continue;
             };
-            let share = if call.repeatable() { ATTEMPT_MAX.min(limit / 2) } else { limit };
+            let share = if call.repeatable() { share(limit) } else { limit };
             match self.attempt(&node, &call, share, deadline).await {
                 Ok(reply) => return Ok(answer::<C>(reply)),
                 Err(failure) if moves_on(&failure.error, &call) => trail.note(node, failure.error),
@@ -163,7 +164,7 @@ impl Calls {
         match &result {
             Ok(reply) => nodes.answered(node, C::header(reply).and_then(leader_of).as_ref()),
             Err(failure) => {
-                if !failure.reached || matches!(failure.error.code(), Code::Unavailable | Code::Timeout) {
+                if !failure.reached || cannot_serve(&failure.error) {
                     nodes.failed(node, now);
                 }
                 if let Some(leader) = &failure.leader {
@@ -212,12 +213,11 @@ impl Trail {
 
     /// `error` is the last word, but an attempt before it may have had an effect.
     fn end<C: Call>(&self, error: Error) -> Error {
-        let no_effect = C::READS || (error.had_no_effect() && !self.in_doubt);
-        error.no_effect(Some(no_effect))
+        last_word(error, C::READS, self.in_doubt)
     }
 
     fn give_up<C: Call>(&self, limit: Duration) -> Error {
-        let mut message = format!("no node could take the call within {limit:?}");
+        let mut message = none_could(limit);
         for (at, (node, error)) in self.said.iter().enumerate() {
             let separator = if at == 0 { ": " } else { "; " };
             write!(message, "{separator}{}: {error}", node.rest).expect("strings take everything");
@@ -230,6 +230,28 @@ impl Trail {
 /// Whether another attempt, at this node or another, is safe and may succeed.
 fn moves_on<C: Call>(error: &Error, call: &C) -> bool {
     error.is_retryable() && (error.had_no_effect() || call.repeatable())
+}
+
+/// How long one node may keep a call that another could answer, of a call that may take `limit` in all.
+pub(crate) fn share(limit: Duration) -> Duration {
+    ATTEMPT_MAX.min(limit / 2)
+}
+
+/// Whether `error`, as a node's answer, means that another node is the better one to ask next.
+pub(crate) fn cannot_serve(error: &Error) -> bool {
+    matches!(error.code(), Code::Unavailable | Code::Timeout)
+}
+
+/// What a call ends with: it had no effect if its last attempt says so and no attempt before leaves it in doubt.
+/// One that `changes_nothing` never had.
+pub(crate) fn last_word(error: Error, changes_nothing: bool, in_doubt: bool) -> Error {
+    let no_effect = changes_nothing || (error.had_no_effect() && !in_doubt);
+    error.no_effect(Some(no_effect))
+}
+
+/// How the message of a call begins that was given up.
+pub(crate) fn none_could(limit: Duration) -> String {
+    format!("no node could take the call within {limit:?}")
 }
 
 /// The leader that an answer names.

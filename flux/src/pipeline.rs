@@ -2,8 +2,10 @@
 //!
 //! One task owns the stream. It follows the leader, and when a stream breaks it sends what is not answered once more
 //! on the next: every write is numbered and takes effect once however often it is sent, and a heartbeat may be
-//! repeated. A call ends by its own deadline; one that was sent and not answered by then has an unknown outcome,
-//! and says so.
+//! repeated. For the same reason a refusal that may pass is not handed on: the call is sent again until its deadline.
+//!
+//! What a write's error says of effects takes all its sendings together. One that was not answered, or whose answer
+//! leaves it open, may have been carried out, or may yet be; no later refusal takes that back.
 
 mod lanes;
 
@@ -11,17 +13,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::Either;
 use proto::registry::v1 as wire;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::Streaming;
 use wire::pipeline_request::Call;
 use wire::pipeline_response::Result as Reply;
 
 use self::lanes::{Lanes, Ticket};
-use crate::backoff::Backoff;
-use crate::calls::{Calls, leader_of};
+use crate::calls::{Calls, ROUND, cannot_serve, last_word, leader_of, none_could, share};
 use crate::error::Code;
 use crate::leader_hint::Node;
 use crate::transport::{Failure, Transport};
@@ -32,13 +32,6 @@ const QUEUE: usize = 1_024;
 
 /// Calls on their way at once, heartbeats and writes. The registry takes 4 096 of one stream.
 const IN_FLIGHT_MAX: usize = 2_048;
-
-/// How long a stream may keep a call that another node could answer: three nodes, two of them mute, fit into the
-/// default limit of a call.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The wait after every node was asked for a stream in vain.
-const ROUND: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_millis(400) };
 
 /// A stream of calls, shared by all clones of it. It lives as long as one of them, or a call under way.
 #[derive(Clone, Debug)]
@@ -69,8 +62,9 @@ impl Pipeline {
         Pipeline { calls, orders }
     }
 
-    /// As [`crate::Client::put`], with a number of its own: an error that leaves the outcome open comes only when
-    /// no node has answered in time. The record is as it was given, completed by what the registry has set.
+    /// As [`crate::Client::put`], with a number of its own: it is sent again within its time, also where `put` may
+    /// not. An error leaves the outcome open if one of its sendings was not answered, or answered so. The record is
+    /// as it was given, completed by what the registry has set.
     pub async fn register(
         &self,
         instance: &Instance,
@@ -150,10 +144,12 @@ impl Pipeline {
 /// The task behind a pipeline.
 struct Carrier {
     calls: Arc<Calls>,
-    /// By number, which is also their order in time: deadlines rise with it.
+    /// By number, which is their order in time.
     pending: BTreeMap<u64, Pending>,
     next: u64,
     lanes: Lanes,
+    /// Never later than the next thing to do for a call that is pending on an open stream.
+    due: Instant,
     /// No more orders come.
     closed: bool,
     /// What the last attempt to open a stream, or its end, said.
@@ -163,10 +159,16 @@ struct Carrier {
 struct Pending {
     order: Order,
     ticket: Option<Ticket>,
-    /// When it was sent on the present stream.
+    /// When it was sent on the present stream, which has not answered it yet.
     sent_at: Option<Instant>,
-    /// Whether it was ever sent: then nobody knows until it is answered.
+    /// A sending may have taken effect, and that will not be heard any more.
     in_doubt: bool,
+    /// Times it was refused.
+    refusals: u32,
+    /// Not to be sent before.
+    again_at: Instant,
+    /// The last refusal.
+    said: Option<Error>,
 }
 
 /// An open stream.
@@ -176,30 +178,29 @@ struct Line {
     answers: Streaming<wire::PipelineResponse>,
     /// As the last header that had texts said.
     cluster_id: String,
-    /// Another node leads: nothing more is sent here.
+    /// Another node leads, or this one cannot serve: nothing more is sent here.
     moves: bool,
 }
 
 impl Carrier {
     fn new(calls: Arc<Calls>) -> Carrier {
         let lanes = Lanes::new(calls.identity());
-        Carrier { calls, pending: BTreeMap::new(), next: 1, lanes, closed: false, said: None }
+        let due = Instant::now();
+        Carrier { calls, pending: BTreeMap::new(), next: 1, lanes, due, closed: false, said: None }
     }
 
     async fn run(mut self, mut queue: mpsc::Receiver<Order>) {
         let mut failures = 0;
         while self.has_work(&mut queue).await {
-            match self.connect().await {
-                Some(Ok(line)) => {
+            match self.connect(&mut queue).await {
+                Some(line) => {
                     failures = 0;
                     self.carry(line, &mut queue).await;
                 }
-                Some(Err(error)) => {
-                    self.said = Some(error);
+                None => {
                     failures += 1;
-                    sleep(ROUND.wait(failures, &mut fastrand::Rng::new())).await;
+                    self.pause(ROUND.wait(failures, &mut fastrand::Rng::new())).await;
                 }
-                None => {}
             }
             self.give_up_late();
         }
@@ -218,61 +219,128 @@ impl Carrier {
         !self.pending.is_empty()
     }
 
-    /// A stream to the node that is asked first, or to the next that gives one; none if nobody needs it any more.
-    async fn connect(&mut self) -> Option<Result<Line, Error>> {
+    /// A stream to the node that is asked first, or to the next that gives one; none if none does, or nobody needs
+    /// it any more.
+    async fn connect(&mut self, queue: &mut mpsc::Receiver<Order>) -> Option<Line> {
         let calls = Arc::clone(&self.calls);
-        let mut opening = std::pin::pin!(open_any(&calls));
-        loop {
-            let first = self.pending.values().next()?.order.deadline;
-            tokio::select! {
-                biased;
-                line = &mut opening => return Some(line),
-                () = sleep_until(first) => self.give_up_late(),
+        let order = calls.nodes().order(Instant::now());
+        for node in order {
+            let mut opening = std::pin::pin!(open(&calls, &node));
+            let opened = loop {
+                let Some(first) = self.first_deadline() else { break Err(no_time_left(&node)) };
+                let room = !self.closed && self.has_room();
+                tokio::select! {
+                    biased;
+                    opened = &mut opening => break opened,
+                    () = sleep_until(first) => self.give_up_late(),
+                    order = queue.recv(), if room => match order {
+                        Some(order) => {
+                            self.admit(order);
+                        }
+                        None => self.closed = true,
+                    },
+                }
+            };
+            match opened {
+                Ok(line) => return Some(line),
+                Err(failure) => {
+                    calls.nodes().failed(&node, Instant::now());
+                    if !failure.reached {
+                        calls.wire.doubt(&node);
+                    }
+                    self.said = Some(failure.error);
+                }
+            }
+            if self.pending.is_empty() {
+                return None;
             }
         }
+        None
+    }
+
+    /// Waits, for as long as somebody waits for it.
+    async fn pause(&mut self, wait: Duration) {
+        let until = Instant::now() + wait;
+        while let Some(first) = self.first_deadline() {
+            sleep_until(first.min(until)).await;
+            if Instant::now() >= until {
+                return;
+            }
+            self.give_up_late();
+        }
+    }
+
+    fn first_deadline(&self) -> Option<Instant> {
+        self.pending.values().next().map(|pending| pending.order.deadline)
     }
 
     /// Carries calls until the stream ends or has to.
     async fn carry(&mut self, mut line: Line, queue: &mut mpsc::Receiver<Order>) {
-        let now = Instant::now();
-        for (seq, pending) in &mut self.pending {
-            pending.send(*seq, &line, now);
-        }
+        self.look_after(&line);
+        let mut due = std::pin::pin!(sleep_until(self.due));
         loop {
-            if self.pending.is_empty() && (line.moves || self.closed) {
+            if self.is_done_with(&line) {
                 return;
             }
             let room = !line.moves && !self.closed && self.has_room();
-            let first = self.pending.values().next().map(Pending::patience_ends);
-            let patience = first
-                .map_or_else(|| Either::Left(std::future::pending()), |at| Either::Right(sleep_until(at)));
+            if due.deadline() != self.due {
+                due.as_mut().reset(self.due);
+            }
             tokio::select! {
                 biased;
+                // First, and seldom due: a stream that is never silent must not hide a call it never answers.
+                () = &mut due, if !self.pending.is_empty() => {
+                    if self.look_after(&line) {
+                        return self.ended(&line, "it does not answer");
+                    }
+                }
                 answer = line.answers.message() => match answer {
                     Ok(Some(answer)) => self.answered(answer, &mut line),
                     Ok(None) => return self.ended(&line, "the stream ended"),
                     Err(status) => return self.ended(&line, status.message()),
                 },
                 order = queue.recv(), if room => self.take(order, queue, &line),
-                () = patience => {
-                    self.give_up_late();
-                    if self.pending.values().next().is_some_and(Pending::is_stuck) {
-                        return self.ended(&line, "it does not answer");
-                    }
-                }
             }
         }
     }
 
+    /// Whether nothing more is sent or answered on it.
+    fn is_done_with(&self, line: &Line) -> bool {
+        (self.closed && self.pending.is_empty())
+            || (line.moves && self.pending.values().all(|pending| pending.sent_at.is_none()))
+    }
+
+    /// Sends what waits for its time, and gives up what is late. True if the stream has kept a call for too long.
+    fn look_after(&mut self, line: &Line) -> bool {
+        self.give_up_late();
+        let (now, patience) = (Instant::now(), share(self.calls.limit));
+        let mut due: Option<Instant> = None;
+        for (seq, pending) in &mut self.pending {
+            if pending.sent_at.is_some_and(|at| at + patience <= now) {
+                return true;
+            }
+            if pending.sent_at.is_none() && pending.again_at <= now && !line.moves {
+                pending.send(*seq, line, now);
+            }
+            let next = pending.due(patience, line);
+            due = Some(due.map_or(next, |due| due.min(next)));
+        }
+        self.due = due.unwrap_or(self.due);
+        false
+    }
+
     /// Sends what waits, all of it in one go.
     fn take(&mut self, order: Option<Order>, queue: &mut mpsc::Receiver<Order>, line: &Line) {
-        let now = Instant::now();
+        let (now, patience) = (Instant::now(), share(self.calls.limit));
         let mut next = order;
         self.closed = next.is_none();
         while let Some(order) = next {
             let seq = self.admit(order);
             if let Some(pending) = self.pending.get_mut(&seq) {
-                pending.send(seq, line, now);
+                if pending.order.deadline > now {
+                    pending.send(seq, line, now);
+                }
+                self.due = self.due.min(pending.due(patience, line));
             }
             next = if self.has_room() { queue.try_recv().ok() } else { None };
         }
@@ -291,7 +359,16 @@ impl Carrier {
             Call::Deregister(call) => Some(self.lanes.number(&mut call.client, &mut call.seq)),
             Call::SetStatus(call) => Some(self.lanes.number(&mut call.client, &mut call.seq)),
         };
-        self.pending.insert(seq, Pending { order, ticket, sent_at: None, in_doubt: false });
+        let pending = Pending {
+            order,
+            ticket,
+            sent_at: None,
+            in_doubt: false,
+            refusals: 0,
+            again_at: Instant::now(),
+            said: None,
+        };
+        self.pending.insert(seq, pending);
         seq
     }
 
@@ -307,14 +384,35 @@ impl Carrier {
         if let Some(header) = header.filter(|header| !header.cluster_id.is_empty()) {
             line.cluster_id.clone_from(&header.cluster_id);
             self.follow(leader_of(header).as_ref(), line);
+            self.due = Instant::now(); // what waits may be sent here after all
+        }
+        if let Reply::Error(error) = reply {
+            return self.refused(answer.seq, refusal(error), line);
         }
         // One that was given up on is answered already.
         let Some(pending) = self.finish(answer.seq) else { return };
-        let result = match reply {
-            Reply::Error(error) => Err(refusal(error)),
-            reply => Ok(Answered { cluster_id: line.cluster_id.clone(), reply }),
-        };
-        let _ = pending.order.reply.send(result); // a caller that gave up wants nothing
+        pending.end(Ok(Answered { cluster_id: line.cluster_id.clone(), reply }));
+    }
+
+    /// Has a call sent again that may succeed later, here or elsewhere; hands on what stays.
+    fn refused(&mut self, seq: u64, error: Error, line: &mut Line) {
+        let now = Instant::now();
+        if cannot_serve(&error) && !line.moves {
+            let mut nodes = self.calls.nodes();
+            nodes.failed(&line.node, now);
+            line.moves = nodes.order(now).first() != Some(&line.node);
+        }
+        let Some(pending) = self.pending.get_mut(&seq) else { return };
+        pending.sent_at = None;
+        if error.is_retryable() && now < pending.order.deadline {
+            pending.in_doubt |= !error.had_no_effect();
+            pending.refusals += 1;
+            pending.again_at = now + ROUND.wait(pending.refusals, &mut fastrand::Rng::new());
+            pending.said = Some(error);
+            self.due = self.due.min(pending.due(share(self.calls.limit), line));
+        } else if let Some(pending) = self.finish(seq) {
+            pending.end(Err(error));
+        }
     }
 
     /// The leader answers without a detour: the next stream goes there.
@@ -329,23 +427,21 @@ impl Carrier {
         self.calls.nodes().failed(&line.node, Instant::now());
         self.calls.wire.doubt(&line.node);
         self.said = Some(Error::new(Code::Unavailable, format!("{}: {why}", line.node.grpc)));
+        for pending in self.pending.values_mut().filter(|pending| pending.sent_at.is_some()) {
+            pending.sent_at = None;
+            pending.in_doubt = true;
+            pending.said = None; // the stream's end is the later word
+        }
     }
 
     fn give_up_late(&mut self) {
         let now = Instant::now();
-        while let Some((seq, first)) = self.pending.first_key_value()
-            && first.order.deadline <= now
-        {
-            let seq = *seq;
-            let pending = self.finish(seq).expect("it is the first");
-            let why = self.said.as_ref().map_or_else(String::new, |said| format!(": {said}"));
-            let error = Error::new(
-                if pending.in_doubt { Code::Timeout } else { Code::Unavailable },
-                format!("no node has answered within {:?}{why}", self.calls.limit),
-            );
-            // A heartbeat changes nothing that would have to be known.
-            let no_effect = !pending.in_doubt || pending.ticket.is_none();
-            let _ = pending.order.reply.send(Err(error.no_effect(Some(no_effect))));
+        let late = |(seq, pending): (&u64, &Pending)| (pending.order.deadline <= now).then_some(*seq);
+        let late: Vec<u64> = self.pending.iter().filter_map(late).collect();
+        for seq in late {
+            let pending = self.finish(seq).expect("it is pending");
+            let error = pending.late(self.calls.limit, self.said.as_ref());
+            pending.end(Err(error));
         }
     }
 
@@ -360,52 +456,66 @@ impl Carrier {
 
 impl Pending {
     fn send(&mut self, seq: u64, line: &Line, now: Instant) {
-        self.in_doubt = true;
         self.sent_at = Some(now);
         let request = wire::PipelineRequest { seq, call: Some(self.order.call.clone()) };
         let _ = line.requests.send(request); // the stream's end is heard of by its answers
     }
 
-    fn patience_ends(&self) -> Instant {
-        self.order.deadline.min(self.sent_at.unwrap_or(self.order.deadline) + PATIENCE)
+    /// When there is something to do about it while `line` is open.
+    fn due(&self, patience: Duration, line: &Line) -> Instant {
+        let next = match self.sent_at {
+            Some(at) => at + patience,
+            None if line.moves => self.order.deadline,
+            None => self.again_at,
+        };
+        next.min(self.order.deadline)
     }
 
-    fn is_stuck(&self) -> bool {
-        self.sent_at.is_some_and(|at| at.elapsed() >= PATIENCE)
+    /// Why it is given up; `said` is the last word of no call in particular.
+    fn late(&self, limit: Duration, said: Option<&Error>) -> Error {
+        let (code, begin) = match &self.said {
+            Some(refusal) if self.sent_at.is_none() => (refusal.code(), none_could(limit)),
+            _ if self.is_open() => (Code::Timeout, format!("no node has answered within {limit:?}")),
+            _ => (Code::Unavailable, none_could(limit)),
+        };
+        let why = self.said.as_ref().or(said).map_or_else(String::new, |said| format!(": {said}"));
+        Error::new(code, begin + &why).retryable(Some(true)).no_effect(Some(true))
+    }
+
+    /// Whether it was sent and nobody knows what became of it.
+    fn is_open(&self) -> bool {
+        self.in_doubt || self.sent_at.is_some()
+    }
+
+    fn end(self, result: Result<Answered, Error>) {
+        // A heartbeat changes nothing that would have to be known.
+        let (changes_nothing, open) = (self.ticket.is_none(), self.is_open());
+        let result = result.map_err(|error| last_word(error, changes_nothing, open));
+        let _ = self.order.reply.send(result); // a caller that gave up wants nothing
     }
 }
 
-async fn open_any(calls: &Arc<Calls>) -> Result<Line, Error> {
-    let order = calls.nodes().order(Instant::now());
-    let mut said = None;
-    for node in order {
-        match open(calls, &node).await {
-            Ok(line) => return Ok(line),
-            Err(failure) => {
-                calls.nodes().failed(&node, Instant::now());
-                said = Some(failure.error);
-            }
-        }
-    }
-    Err(said.unwrap_or_else(|| Error::new(Code::Unavailable, "no node is known")))
-}
-
+/// Opens a stream within a node's share of a call's time.
 async fn open(calls: &Calls, node: &Node) -> Result<Line, Failure> {
-    if calls.way(node).await? == Transport::Rest {
-        let why = format!("{}: gRPC does not get through, and a pipeline needs it", node.grpc);
-        return Err(Failure::unreached(Error::new(Code::Unavailable, why)));
-    }
+    let share = share(calls.limit);
+    let late =
+        |_| Failure::unreached(Error::new(Code::Timeout, format!("{}: no answer in {share:?}", node.grpc)));
     let (requests, outbound) = mpsc::unbounded_channel();
-    let late = |_| {
-        Failure::unreached(Error::new(Code::Timeout, format!("{}: no answer in {PATIENCE:?}", node.grpc)))
-    };
-    let opened = timeout(PATIENCE, calls.wire.grpc().pipeline(node, outbound)).await.map_err(late);
-    let answers = opened.flatten().inspect_err(|failure| {
-        if !failure.reached {
-            calls.wire.doubt(node);
+    let answers = async {
+        if calls.way(node).await? == Transport::Rest {
+            let why = format!("{}: gRPC does not get through, and a pipeline needs it", node.grpc);
+            let error = Error::new(Code::Unavailable, why);
+            return Err(Failure { error, reached: true, leader: None });
         }
-    })?;
+        calls.wire.grpc().pipeline(node, outbound).await
+    };
+    let answers = timeout(share, answers).await.map_err(late).flatten()?;
     Ok(Line { node: node.clone(), requests, answers, cluster_id: String::new(), moves: false })
+}
+
+fn no_time_left(node: &Node) -> Failure {
+    let why = format!("{}: no answer by the end of the call's time", node.grpc);
+    Failure::unreached(Error::new(Code::Timeout, why))
 }
 
 fn refusal(error: wire::CallError) -> Error {

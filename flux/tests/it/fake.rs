@@ -1,6 +1,6 @@
 //! A registry of a few lines: one catalog, one or more nodes that serve it over both protocols on one port.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +20,8 @@ use tonic::service::Routes;
 use tonic::{Request, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 use wire::admin_server::{Admin, AdminServer};
+use wire::pipeline_request::Call;
+use wire::pipeline_response::Result as Reply;
 use wire::registry_server::{Registry, RegistryServer};
 use wire::watch_response::Kind;
 
@@ -66,6 +68,14 @@ pub struct Knobs {
     pub mute_registrations: bool,
     /// So many registrations are refused: their numbers come too late.
     pub stale_registrations: usize,
+    /// So many pipelines end at their first registration, which is applied and not answered.
+    pub breaking_pipelines: usize,
+    /// What the calls of pipelines are answered, one each, before any is carried out.
+    pub refusals: VecDeque<wire::CallError>,
+    /// What they are answered after that, if not what they ask for.
+    pub refusal: Option<wire::CallError>,
+    /// Calls that came through pipelines.
+    pub piped: usize,
     /// Has applied nothing after this revision, and tells watchers so.
     pub stuck_at: Option<u64>,
     /// How long ago it last heard of a leader.
@@ -269,6 +279,80 @@ impl Node {
         wire::WatchResponse { header: self.header(), kind: Some(Kind::Progress(wire::WatchProgress {})) }
     }
 
+    /// Answers the calls of a pipeline, until its end or the node's whim.
+    async fn carry(
+        self,
+        mut requests: Streaming<wire::PipelineRequest>,
+        out: mpsc::Sender<Result<wire::PipelineResponse, Status>>,
+    ) {
+        while let Ok(Some(wire::PipelineRequest { seq, call: Some(call) })) = requests.message().await {
+            let (mut breaks, mut refusal) = (false, None);
+            self.set(|knobs| {
+                knobs.piped += 1;
+                breaks = knobs.breaking_pipelines > 0 && matches!(call, Call::Register(_));
+                knobs.breaking_pipelines -= usize::from(breaks);
+                if !breaks {
+                    refusal = knobs.refusals.pop_front().or_else(|| knobs.refusal.clone());
+                }
+            });
+            let registers = matches!(call, Call::Register(_));
+            let result = match refusal {
+                Some(error) => {
+                    self.note_call(&call);
+                    Reply::Error(error)
+                }
+                None if breaks || registers && self.knobs().mute_registrations => {
+                    let node = self.clone();
+                    // Never answered if the node is mute, which the stream's other calls are not to feel.
+                    let applied = tokio::spawn(async move { node.carry_out(call).await });
+                    if !breaks {
+                        continue;
+                    }
+                    let _ = applied.await;
+                    return;
+                }
+                None => self.carry_out(call).await,
+            };
+            if out.send(Ok(wire::PipelineResponse { seq, result: Some(result) })).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn note_call(&self, call: &Call) {
+        match call {
+            Call::Register(call) => self.note(call.client.clone(), call.seq),
+            Call::Deregister(call) => self.note(call.client.clone(), call.seq),
+            Call::SetStatus(call) => self.note(call.client.clone(), call.seq),
+            Call::Heartbeat(_) => {}
+        }
+    }
+
+    async fn carry_out(&self, call: Call) -> Reply {
+        let done = match call {
+            Call::Register(call) => {
+                self.register(Request::new(call)).await.map(|r| Reply::Register(r.into_inner()))
+            }
+            Call::Heartbeat(call) => {
+                self.heartbeat(Request::new(call)).await.map(|r| Reply::Heartbeat(r.into_inner()))
+            }
+            Call::Deregister(call) => {
+                self.deregister(Request::new(call)).await.map(|r| Reply::Deregister(r.into_inner()))
+            }
+            Call::SetStatus(call) => {
+                self.set_status(Request::new(call)).await.map(|r| Reply::SetStatus(r.into_inner()))
+            }
+        };
+        done.unwrap_or_else(|status| {
+            Reply::Error(wire::CallError {
+                code: status.get_details_error_info().map_or_else(String::new, |info| info.reason),
+                message: status.message().to_owned(),
+                retryable: status.code() == tonic::Code::Unavailable,
+                had_no_effect: true,
+            })
+        })
+    }
+
     async fn stream(self, open: wire::WatchOpen, out: mpsc::Sender<Result<wire::WatchResponse, Status>>) {
         let mut revisions = self.catalog.revision.subscribe();
         let (mut cluster_id, mut after) = (open.cluster_id, open.after_revision);
@@ -380,8 +464,14 @@ impl Registry for Node {
 
     type PipelineStream = Pin<Box<dyn Stream<Item = Result<wire::PipelineResponse, Status>> + Send>>;
 
-    async fn pipeline(&self, _: Request<Streaming<wire::PipelineRequest>>) -> Answer<Self::PipelineStream> {
-        Err(Status::unimplemented("not here"))
+    async fn pipeline(
+        &self,
+        requests: Request<Streaming<wire::PipelineRequest>>,
+    ) -> Answer<Self::PipelineStream> {
+        self.enter()?;
+        let (out, stream) = mpsc::channel(64);
+        tokio::spawn(self.clone().carry(requests.into_inner(), out));
+        Ok(tonic::Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     type WatchStream = ReceiverStream<Result<wire::WatchResponse, Status>>;

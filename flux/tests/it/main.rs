@@ -4,6 +4,7 @@
 mod cli;
 mod fake;
 mod middlebox;
+mod pipeline;
 mod registration;
 mod transport;
 mod watch;

@@ -1,6 +1,8 @@
 //! What stands between a client and a node: passes bytes on, or misbehaves as told.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +25,7 @@ pub enum Mode {
 pub struct Middlebox {
     pub url: String,
     mode: watch::Sender<Mode>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Middlebox {
@@ -32,12 +35,20 @@ impl Middlebox {
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let mode = watch::Sender::new(mode);
         let modes = mode.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(serve(client, node, modes.subscribe()));
             }
         });
-        Middlebox { url, mode }
+        Middlebox { url, mode, connections }
+    }
+
+    /// How many have come so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub fn set(&self, mode: Mode) {
