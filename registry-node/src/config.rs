@@ -94,8 +94,8 @@ pub struct LimitArgs {
     /// Until a request's whole body, in milliseconds; streams have no such end
     #[arg(long, env = "REGISTRY_BODY_TIMEOUT_MS", default_value_t = 10_000, value_parser = at_least(100))]
     pub body_timeout_ms: u64,
-    /// Until a client that reads nothing of a watch is let go, in milliseconds
-    #[arg(long, env = "REGISTRY_STALL_TIMEOUT_MS", default_value_t = 60_000, value_parser = at_least(1_000))]
+    /// Until a client that reads nothing of a watch is let go, in milliseconds; an idle watch says something once a second
+    #[arg(long, env = "REGISTRY_STALL_TIMEOUT_MS", default_value_t = 60_000, value_parser = at_least(5_000))]
     pub stall_timeout_ms: u64,
     /// Watches and polls that follow this node
     #[arg(long, env = "REGISTRY_WATCHERS_MAX", default_value_t = 20_000, value_parser = at_least(1))]

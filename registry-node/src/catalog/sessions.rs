@@ -1,7 +1,8 @@
 //! Makes a retried command apply once: what became of the last commands of each client that numbers them.
 //!
 //! A client whose answer was lost asks again with the same number and gets the first answer. Bounded in both
-//! directions; what was forgotten is refused rather than applied a second time.
+//! directions: an outcome of a client that is remembered, and was forgotten, is refused rather than applied a second
+//! time; a client that is forgotten itself is a new one. See [`CLIENTS_MAX`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

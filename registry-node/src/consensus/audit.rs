@@ -156,6 +156,10 @@ impl Consensus {
     }
 
     async fn audit_once(&self) {
+        if self.0.quarantine.is_on() {
+            // Once may not have been enough: the heir was slow, or there was none.
+            self.hand_over().await;
+        }
         let own = self.0.id;
         let members = self.members();
         let others = members.iter().filter(|member| member.id != own);

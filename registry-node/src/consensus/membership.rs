@@ -71,7 +71,10 @@ impl Consensus {
 
     /// The revision at which the node of this id was removed, if it was, as far as this node has applied.
     pub(super) fn retired_at(&self, id: u64) -> Option<u64> {
-        self.0.hub.read(|catalog| catalog.retired_node(id))
+        let revision = self.0.hub.read(|catalog| catalog.retired_node(id))?;
+        // Ids that are spent together with those before them may be those of members that never left.
+        let is_member = self.members().iter().any(|member| member.id == id);
+        (!is_member).then_some(revision)
     }
 
     fn has_caught_up(&self, id: u64) -> Result<(), Error> {

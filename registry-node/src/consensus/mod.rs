@@ -299,7 +299,10 @@ impl Consensus {
     async fn catch_up(self) {
         while !self.0.caught_up.load(Ordering::Acquire) && !self.stopped() {
             let deadline = Instant::now() + READ_INDEX_TIMEOUT;
-            let _ = self.read_point(deadline).await; // sets the mark itself
+            // Sets the mark itself. Some failures are known at once: asked again without a pause they never let go.
+            if self.read_point(deadline).await.is_err() {
+                self.await_change(deadline).await;
+            }
         }
     }
 
@@ -351,6 +354,7 @@ impl Consensus {
     pub fn confirmed_term(&self) -> Option<u64> {
         let inner = &self.0;
         let Lead::Here { term } = self.lead() else { return None };
+        self.0.quarantine.check().ok()?;
         let applied_own = (*inner.applied.borrow())
             .is_some_and(|id| id.leader_id.term == term && id.leader_id.node_id == inner.id);
         (applied_own && self.heard_quorum()).then_some(term)
@@ -394,6 +398,7 @@ impl Consensus {
 
     /// Replicates a proposal if this node leads; [`Error::NoLeader`] if it does not.
     pub async fn propose_here(&self, proposal: Proposal) -> Result<Effect, Error> {
+        self.0.quarantine.check()?;
         let (reply, outcome) = oneshot::channel();
         self.0.proposer.submit(Sealed::new(proposal), Reply::One(reply));
         answered(outcome).await
@@ -401,6 +406,10 @@ impl Consensus {
 
     /// The same for many at once; one outcome each, in order.
     async fn propose_all_here(&self, proposals: Vec<Sealed>) -> Vec<Result<Effect, Error>> {
+        // Outcomes here would be those of a catalog that is wrong.
+        if let Err(error) = self.0.quarantine.check() {
+            return vec![Err(error); proposals.len()];
+        }
         let (replies, mut outcomes) = mpsc::unbounded_channel();
         let mut results = vec![Err(stopped()); proposals.len()];
         for (number, sealed) in (0..).zip(proposals) {

@@ -280,7 +280,11 @@ impl Inner {
             };
             (catalog.revision(), catalog.records().map(lease).collect())
         });
-        ledger.lessor.arm_all(leases, Instant::now().into_std(), self.consensus.election_max());
+        let (now, grace) = (Instant::now().into_std(), self.consensus.election_max());
+        match ledger.term == Some(term) {
+            true => ledger.lessor.rearm_all(leases, now, grace),
+            false => ledger.lessor.arm_all(leases, now, grace),
+        }
         ledger.revision = revision;
         ledger.term = Some(term);
         info!(term, leases = ledger.lessor.len(), "armed the leases");

@@ -157,6 +157,26 @@ impl Lessor {
         self.filed = self.leases.iter().map(|(id, lease)| (lease.deadline, id.clone())).collect();
     }
 
+    /// The same once more within a term: what is expiring stays so, because its expiry may still apply.
+    pub fn rearm_all(
+        &mut self,
+        instances: impl IntoIterator<Item = (InstanceId, u64, Duration)>,
+        now: Instant,
+        grace: Duration,
+    ) {
+        let expiring = |(id, lease): (&InstanceId, &Lease)| {
+            matches!(lease.place, Place::Expiring).then(|| (id.clone(), lease.reg_rev))
+        };
+        let expiring: Vec<_> = self.leases.iter().filter_map(expiring).collect();
+        self.arm_all(instances, now, grace);
+        for (id, reg_rev) in expiring {
+            if let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.reg_rev == reg_rev) {
+                self.filed.remove(&(lease.deadline, id));
+                lease.place = Place::Expiring;
+            }
+        }
+    }
+
     /// Takes up to `limit` overdue leases to propose their expiry, longest overdue first, unless the brake holds
     /// them. From here on they cannot be renewed: the caller answers for each with a revoke or a grant (the
     /// outcome was applied) or with [`Lessor::expiry_failed`].

@@ -62,7 +62,7 @@ async fn clients_are_told_which_limit_they_meet() {
         "--calls-in-flight-max=8",
         "--message-bytes-max=32768",
         "--record-bytes-max=1024",
-        "--body-timeout-ms=300",
+        "--body-timeout-ms=3000",
         "--streams-per-connection-max=3",
     ];
     let cluster = Cluster::start(1, &flags).await;

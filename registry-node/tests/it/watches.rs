@@ -236,7 +236,7 @@ async fn a_poll_from_the_beginning_waits_for_the_first_change() {
 /// ring has forgotten what they missed they are told everything anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stops_reading_is_let_go_and_starts_over() {
-    let cluster = Cluster::start(1, &["--stall-timeout-ms=2000"]).await;
+    let cluster = Cluster::start(1, &["--stall-timeout-ms=5000"]).await;
     let node = &cluster.nodes[0];
     let mut client = RegistryClient::connect(node.grpc.clone()).await.expect("it listens");
     // One whose connection is as good as ever, with a small window for each stream.

@@ -57,6 +57,24 @@ fn from_its_proposal_on_an_expiry_cannot_be_renewed_until_the_outcome_is_known()
 }
 
 #[test]
+fn arming_anew_within_a_term_leaves_what_is_expiring() {
+    let now = Instant::now();
+    let mut lessor = granted(3, now);
+    assert_eq!(lessor.renew(&id(2), None, now + s(5)), Renewal::Renewed);
+    let victims = lessor.take_overdue(now + s(10), 10);
+    assert_eq!(victims, [(id(0), 1), (id(1), 1)]);
+    // The second has been registered again meanwhile: its expiry is of another incarnation.
+    let present = [(id(0), 1, TTL), (id(1), 7, TTL), (id(2), 1, TTL)];
+    lessor.rearm_all(present, now + s(11), s(1));
+    assert_eq!(lessor.renew(&id(0), Some(1), now + s(12)), Renewal::Expiring);
+    assert_eq!(lessor.renew(&id(1), Some(7), now + s(12)), Renewal::Renewed);
+    assert_eq!(lessor.take_overdue(now + s(12), 10), []);
+    lessor.expiry_failed(&victims, now + s(12));
+    assert_eq!(lessor.renew(&id(0), Some(1), now + s(12)), Renewal::Renewed);
+    assert_eq!(lessor.take_overdue(now + s(60), 10).len(), 3, "none is lost, none is there twice");
+}
+
+#[test]
 fn a_predecessor_cannot_touch_its_successors_lease() {
     let now = Instant::now();
     let mut lessor = granted(1, now);
