@@ -128,6 +128,13 @@ impl Peers {
         }
     }
 
+    /// Whether this node's log does not reach back to `index` any more. A stream of entries that was begun before
+    /// would wait for them for ever: once it has failed, openraft sends a snapshot.
+    fn has_purged(&self, index: u64) -> bool {
+        let purged = |raft: &Raft<Types, Machine>| raft.data_metrics().borrow_watched().purged;
+        self.0.raft.get().and_then(purged).is_some_and(|purged| purged.index >= index)
+    }
+
     /// The peer takes entries again: the leave ends.
     async fn end_revert(&self, id: u64) {
         let ended = self.0.reverting.lock().expect("no panic while it is held").remove(&id);
@@ -438,6 +445,10 @@ impl RaftNetworkV2<Types> for Link {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let next = request.prev_log_id.as_ref().map_or(0, |id| id.index + 1);
+        if self.purpose == Purpose::Log && request.entries.is_empty() && self.peers.has_purged(next) {
+            return Err(RPCError::Network(NetworkError::from_string("what comes next has been purged")));
+        }
         let request = pb::AppendRequest {
             header: self.peers.header(self.id),
             vote: Some(to_vote(&request.vote)),

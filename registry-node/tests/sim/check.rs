@@ -373,6 +373,11 @@ impl State {
                 }
             });
         }
+        // A leader ends a joint membership as soon as that is committed, and counts by the new one alone before its
+        // entry lies on any disk. That is safe: until it does, whoever is elected needs majorities of both.
+        let ends: Vec<_> =
+            configs.iter().filter(|sets| sets.len() == 2).map(|sets| sets[1..].to_vec()).collect();
+        configs.extend(ends);
         configs
     }
 
