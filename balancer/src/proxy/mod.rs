@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 mod body;
 mod exchange;
 mod headers;
+pub mod http1;
 mod meter;
 mod retry;
 mod route;
