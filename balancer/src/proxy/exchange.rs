@@ -3,26 +3,24 @@
 //! Decisions are [`route`], [`headers`], [`retry`] and the picker's; this file carries them out. What a client
 //! did wrong is answered and never held against an endpoint.
 
-use std::net::IpAddr;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
-use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, sleep_until};
+use http::StatusCode;
 use tracing::debug;
 
-use super::body::{Download, Patience, Reply, Share, Upload, UploadFailure};
-use super::headers::{self, Arrival};
+use super::connection::{After, Client};
+use super::headers::{self, Arrival, Own, PLAIN, Return};
+use super::http1::{Framing, Request, Response};
 use super::meter::Meter;
+use super::relay::{Broken, Download, Stopped, Upload, UploadFailure};
 use super::retry::{Fault, Plan, Step};
 use super::route::{self, Routed};
-use super::socket::Phase;
 use super::tunnel;
-use super::upstream::{ConnectError, Lease};
+use super::upstream::{ConnectError, HeadError, Link};
 use super::worker::Worker;
 use crate::pool::Endpoint;
 use crate::report::Failure;
@@ -30,45 +28,39 @@ use crate::report::Failure;
 /// The body of a 503, the original's.
 const NO_BACKEND: &str = "No healthy backend available";
 
-/// Serves one request of a client.
-pub async fn serve(
-    worker: Rc<Worker>,
-    phase: Phase,
-    client: IpAddr,
-    request: Request<Incoming>,
-) -> Response<Reply> {
-    phase.begin(!request.body().is_end_stream());
-    let mut meter = Meter::begin(&worker, &phase, request.method(), route::ALL);
-    match route::route(request.method(), request.uri()) {
+/// Serves `request`, which `client` has sent the head of.
+pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Request) -> After {
+    let meter = Meter::begin(worker, &request.method, route::ALL);
+    let routed = route::route(&request.method, request.path());
+    let mut response = worker.responses.take();
+    let mut exchange = Exchange::new(worker, client, request, &mut response, meter);
+    let after = match routed {
         Routed::OwnMetrics => {
-            meter.uncounted();
-            let mut response = own(StatusCode::OK, (worker.exposition)(), meter);
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
-            return response;
+            exchange.meter.uncounted();
+            let text = (worker.exposition)();
+            exchange.own(StatusCode::OK, prometheus::TEXT_FORMAT, &text).await
         }
         Routed::Unsupported => {
             worker.metrics.refused.with_label_values(&["method"]).inc();
-            return own(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported", meter);
+            exchange.own(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "CONNECT is not supported").await
         }
-        Routed::Pool(_) => {}
-    }
-    if let Err(why) = headers::check(request.version(), request.uri(), request.headers()) {
-        worker.metrics.refused.with_label_values(&["malformed"]).inc();
-        return own(StatusCode::BAD_REQUEST, format!("Bad request: {why}"), meter);
-    }
-    Exchange::new(&worker, phase, client, request, meter).run().await
+        Routed::Pool(_) => exchange.run().await,
+    };
+    drop(exchange);
+    worker.responses.give_back(response);
+    after
 }
 
 /// What does not change from attempt to attempt.
-struct Exchange {
-    worker: Rc<Worker>,
+struct Exchange<'a> {
+    worker: &'a Rc<Worker>,
+    client: &'a mut Client,
+    request: &'a mut Request,
+    response: &'a mut Response,
     meter: Meter,
-    parts: Parts,
     upload: Upload,
-    /// The client's half of an upgrade, if it asks for one.
-    upgrade: Option<OnUpgrade>,
-    /// It names no host, as HTTP/1.0 allows; HTTP/1.1, which an endpoint is spoken to in, does not.
-    hostless: bool,
+    /// Given to the request if it came without one.
+    fresh_id: Option<String>,
     session: Session,
     plan: Plan,
     tried: Vec<u64>,
@@ -91,65 +83,66 @@ impl Session {
 }
 
 /// How an attempt ended without a response.
-struct Failed {
-    fault: Fault,
-    /// What the endpoint did, to follow "backend ID".
-    what: String,
-    /// Given back if nothing of it was sent.
-    headers: Option<HeaderMap>,
+enum Failed {
+    /// By the endpoint's doing, or nobody's; the text is what the endpoint did, to follow "backend ID".
+    Fault(Fault, String),
+    /// By the client's: it has left, or failed to send its body.
+    Client,
 }
 
-impl Exchange {
+impl<'a> Exchange<'a> {
     fn new(
-        worker: &Rc<Worker>,
-        phase: Phase,
-        client: IpAddr,
-        mut request: Request<Incoming>,
+        worker: &'a Rc<Worker>,
+        client: &'a mut Client,
+        request: &'a mut Request,
+        response: &'a mut Response,
         meter: Meter,
-    ) -> Exchange {
-        let protocol = headers::upgrade(request.method(), request.headers());
-        let upgrade = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
-        let (mut parts, incoming) = request.into_parts();
+    ) -> Exchange<'a> {
         let session = match worker.is_sticky() {
             false => Session::None,
-            true => match headers::session(&parts.headers) {
+            true => match headers::session(&request.fields) {
                 Some(key) => Session::Brought(key.to_owned()),
                 None => Session::Fresh(format!("{:032x}", fastrand::u128(..))),
             },
         };
-        let arrival = Arrival { client, upgrade: protocol, uri: &parts.uri, fresh_id: fastrand::u128(..) };
-        headers::to_upstream(&mut parts.headers, arrival);
+        let fresh_id = headers::request_id(&request.fields).is_none().then(|| {
+            let random = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes());
+            random.into_uuid().as_hyphenated().to_string()
+        });
         Exchange {
-            plan: Plan::new(&parts.method, session.key().is_some()),
-            upload: Upload::new(incoming, phase, worker.limits.body_idle),
-            worker: worker.clone(),
+            plan: Plan::new(&request.method, session.key().is_some()),
+            upload: Upload::new(),
+            worker,
+            client,
+            request,
+            response,
             meter,
-            hostless: !parts.headers.contains_key(HOST),
-            parts,
-            upgrade,
+            fresh_id,
             session,
             tried: Vec::new(),
         }
     }
 
     /// Attempts until there is a response or nothing left to try.
-    async fn run(mut self) -> Response<Reply> {
+    async fn run(&mut self) -> After {
         let Some(mut endpoint) = self.worker.pick(self.session.key(), &self.tried) else {
             self.worker.metrics.refused.with_label_values(&["no_endpoint"]).inc();
-            let mut response = own(StatusCode::SERVICE_UNAVAILABLE, NO_BACKEND, self.meter);
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            return response;
+            return self.own(StatusCode::SERVICE_UNAVAILABLE, PLAIN, NO_BACKEND).await;
         };
         let mut fresh = false;
         loop {
             self.meter.attempt(&endpoint);
-            let failed = match self.attempt(&endpoint, fresh).await {
-                Ok((response, lease)) => return self.answer(&endpoint, response, lease),
-                Err(failed) => failed,
+            let (fault, what) = match self.attempt(&endpoint, fresh).await {
+                Ok(link) => return self.answer(&endpoint, link).await,
+                Err(Failed::Client) => return self.blame_client().await,
+                Err(Failed::Fault(fault, what)) => (fault, what),
             };
-            let (fault, what) = (failed.fault, failed.what.clone());
-            let Some(next) = self.after(failed, &endpoint) else {
-                return self.give_up(&endpoint, fault, &what);
+            let Some(next) = self.after(fault, &endpoint) else {
+                let (status, text) = match fault {
+                    Fault::Timeout => (StatusCode::GATEWAY_TIMEOUT, "Gateway timeout"),
+                    _ => (StatusCode::BAD_GATEWAY, "Bad gateway"),
+                };
+                return self.own(status, PLAIN, &format!("{text}: backend {} {what}", endpoint.id)).await;
             };
             debug!(upstream = %endpoint.id, next = %next.id, what, "trying again");
             endpoint = next;
@@ -157,57 +150,125 @@ impl Exchange {
         }
     }
 
-    /// One attempt at one endpoint.
-    async fn attempt(
-        &mut self,
-        endpoint: &Arc<Endpoint>,
-        fresh: bool,
-    ) -> Result<(Response<Incoming>, Lease), Failed> {
-        let upstreams = self.worker.upstreams.clone();
-        let mut lease = upstreams.lease(endpoint, fresh).await.map_err(|e| self.cannot_connect(e))?;
-        let request = self.request(endpoint);
-        let limit = self.worker.limits.response_timeout;
-        let response = lease.sender().try_send_request(request);
-        tokio::pin!(response);
-        let began = Instant::now();
-        let mut until = began + limit;
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut response => return match result {
-                    Ok(response) => {
-                        endpoint.reached();
-                        Ok((response, lease))
-                    }
-                    Err(error) => Err(self.broken(error, lease.reused)),
-                },
-                () = sleep_until(until) => {}
-            }
-            // The endpoint's time begins when it has all of the request; a slow client is not its fault.
-            until = self.upload.handed_over(began).unwrap_or_else(Instant::now) + limit;
-            if until <= Instant::now() {
-                break;
-            }
-        }
-        self.meter.blame(Failure::Silent);
-        let what = format!("did not answer within {}", humantime::format_duration(limit));
-        Err(Failed { fault: Fault::Timeout, what, headers: None })
+    /// One attempt at one endpoint, until the head of its response is there.
+    async fn attempt(&mut self, endpoint: &Arc<Endpoint>, fresh: bool) -> Result<Link, Failed> {
+        let kept = (!fresh).then(|| self.worker.upstreams.take(endpoint.key)).flatten();
+        let mut link = match kept {
+            Some(link) => link,
+            None => self.worker.upstreams.connect(endpoint).await.map_err(|e| self.cannot_connect(e))?,
+        };
+        self.upload.restart();
+        self.write_request(endpoint);
+        let mut takes = true;
+        poll_fn(|cx| self.poll_attempt(cx, &mut link, &mut takes)).await?;
+        endpoint.reached();
+        Ok(link)
     }
 
-    /// The request for `endpoint`. Keeps a copy of its headers only if it may have to be sent twice.
-    fn request(&mut self, endpoint: &Endpoint) -> Request<Share> {
-        let mut request = Request::new(self.upload.share());
-        *request.method_mut() = self.parts.method.clone();
-        *request.uri_mut() = headers::target(&endpoint.address.base_path, &self.parts.uri);
-        *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = match self.plan.may_replay() {
-            true => self.parts.headers.clone(),
-            false => std::mem::take(&mut self.parts.headers),
+    /// The head for `endpoint`, to be sent before anybody else writes one.
+    fn write_request(&self, endpoint: &Endpoint) {
+        let mut head = self.worker.head.borrow_mut();
+        head.clear();
+        let arrival = Arrival {
+            client: &self.client.address,
+            base_path: &endpoint.address.base_path,
+            host: &endpoint.authority,
+            id: self.request_id(),
         };
-        if let (true, Ok(host)) = (self.hostless, HeaderValue::from_str(&endpoint.authority)) {
-            request.headers_mut().insert(HOST, host);
+        headers::to_upstream(self.request, &arrival, &mut head);
+    }
+
+    fn request_id(&self) -> &str {
+        self.fresh_id.as_deref().or_else(|| headers::request_id(&self.request.fields)).unwrap_or_default()
+    }
+
+    /// Sends the request while waiting for the head of the response. `takes` says whether the endpoint still reads.
+    fn poll_attempt(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &mut Link,
+        takes: &mut bool,
+    ) -> Poll<Result<(), Failed>> {
+        if *takes && self.upload.goes_on(link) {
+            let head = self.worker.head.borrow();
+            match self.upload.poll(cx, self.client, self.request, link, &head) {
+                Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(Failed::Client)),
+                Poll::Ready(Err(Stopped::Unsent)) => {
+                    return Poll::Ready(Err(self.broken(HeadError::Closed, Fault::Unsent)));
+                }
+                // It may have said why.
+                Poll::Ready(Err(Stopped::Endpoint)) => *takes = false,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
         }
-        request
+        loop {
+            match link.poll_head(cx, self.response, &self.request.method) {
+                Poll::Ready(Ok(())) if self.is_interim() => self.pass_interim(cx),
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(why)) => {
+                    let stale = link.reused && !link.heard;
+                    let fault = if stale { Fault::Stale } else { Fault::Broke };
+                    return Poll::Ready(Err(self.broken(why, fault)));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if self.poll_leaves(cx).is_ready() {
+            return Poll::Ready(Err(Failed::Client));
+        }
+        let limits = &self.worker.limits;
+        match self.upload.waiting && *takes && !self.upload.over {
+            true => {
+                ready!(self.client.deadline.poll(cx, self.upload.progress + limits.body_idle));
+                self.upload.failed = Some(UploadFailure::Silent);
+                Poll::Ready(Err(Failed::Client))
+            }
+            // Its time begins when it has all of the request; a slow client is not its fault.
+            false => {
+                ready!(self.client.deadline.poll(cx, self.upload.progress + limits.response_timeout));
+                self.meter.blame(Failure::Silent);
+                let limit = humantime::format_duration(limits.response_timeout);
+                Poll::Ready(Err(Failed::Fault(Fault::Timeout, format!("did not answer within {limit}"))))
+            }
+        }
+    }
+
+    /// Whether a response comes before the one that counts (RFC 9110 §15.2).
+    fn is_interim(&self) -> bool {
+        let status = self.response.status;
+        status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
+    }
+
+    /// Passes on what HTTP/1.1 clients may use, such as early hints. The invitation to send a body was ours.
+    fn pass_interim(&mut self, cx: &mut Context<'_>) {
+        if !self.request.is_1_1 || self.response.status == StatusCode::CONTINUE {
+            return;
+        }
+        let date = self.worker.date();
+        let to = Return {
+            is_1_1: true,
+            framing: Framing::Empty,
+            keep_alive: true,
+            session: None,
+            upgrade: None,
+            date: &date,
+        };
+        let mut head = Vec::new();
+        headers::to_downstream(self.response, &to, &mut head);
+        // If the client does not take it, it will not take the response either.
+        let _ = self.client.output.send(cx, &mut self.client.stream, &[&head]);
+    }
+
+    /// Ready once a client that has nothing more to send for this request has left.
+    fn poll_leaves(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.upload.over || !self.client.input.is_empty() {
+            return Poll::Pending;
+        }
+        match self.client.input.poll_fill(cx, &mut self.client.stream) {
+            // A further request, sent ahead.
+            Poll::Ready(Ok(1..)) | Poll::Pending => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(()),
+        }
     }
 
     fn cannot_connect(&self, error: ConnectError) -> Failed {
@@ -218,125 +279,195 @@ impl Exchange {
             // Ours, and no endpoint's.
             ConnectError::Local(_) => {}
         }
-        Failed { fault: Fault::Connect, what: error.to_string(), headers: None }
+        Failed::Fault(Fault::Connect, error.to_string())
     }
 
-    fn broken(&self, mut error: hyper::client::conn::TrySendError<Request<Share>>, reused: bool) -> Failed {
-        let headers = error.take_message().map(|m| m.into_parts().0.headers);
-        let fault = match (&headers, reused) {
-            (Some(_), _) => Fault::Unsent,
-            (None, true) => Fault::Stale,
-            (None, false) => Fault::Broke,
-        };
-        // Neither a client that stopped sending nor a failed upgrade says anything about the endpoint.
-        if self.upload.failed().is_none() && self.upgrade.is_none() {
+    fn broken(&self, why: HeadError, fault: Fault) -> Failed {
+        // A failed upgrade says nothing about the endpoint.
+        if self.request.upgrade().is_none() {
             self.meter.blame(if fault == Fault::Broke { Failure::Broke } else { Failure::Reset });
         }
-        let what = match error.error().is_parse() {
-            true => format!("sent what is not HTTP: {}", error.error()),
-            false => "closed the connection without a response".to_owned(),
-        };
-        Failed { fault, what, headers }
+        Failed::Fault(fault, why.to_string())
     }
 
     /// Whom to ask after a failed attempt at `endpoint`; `None` if nobody.
-    fn after(&mut self, failed: Failed, endpoint: &Arc<Endpoint>) -> Option<Arc<Endpoint>> {
-        if let Some(headers) = failed.headers {
-            self.parts.headers = headers;
-        }
-        if self.upload.failed().is_some() {
-            return None;
-        }
+    fn after(&mut self, fault: Fault, endpoint: &Arc<Endpoint>) -> Option<Arc<Endpoint>> {
         self.tried.push(endpoint.key);
-        let elsewhere = |me: &Exchange| me.worker.pick(me.session.key(), &me.tried);
-        let next = match self.plan.after(failed.fault, self.upload.left()) {
+        let elsewhere = |me: &Exchange<'_>| me.worker.pick(me.session.key(), &me.tried);
+        let next = match self.plan.after(fault, self.upload.left(self.request)) {
             Step::GiveUp => None,
             Step::Again => Some(endpoint.clone()),
             Step::Elsewhere => elsewhere(self).or_else(|| self.worker.spare(&self.tried)),
             Step::ElsewhereOrAgain => elsewhere(self).or_else(|| Some(endpoint.clone())),
         };
         if next.is_some() {
-            self.worker.metrics.retries.with_label_values(&[failed.fault.reason()]).inc();
+            self.worker.metrics.retries.with_label_values(&[fault.reason()]).inc();
         }
         next
     }
 
-    fn give_up(self, endpoint: &Endpoint, fault: Fault, what: &str) -> Response<Reply> {
-        let (status, text) = match (self.upload.failed(), fault) {
-            (Some(UploadFailure::Silent), _) => {
-                (StatusCode::REQUEST_TIMEOUT, "The request's body stopped coming".to_owned())
+    /// Answers a client that failed to send its body, if it is still there.
+    async fn blame_client(&mut self) -> After {
+        match self.upload.failed {
+            None | Some(UploadFailure::Left) => After::Cut,
+            Some(UploadFailure::Silent) => {
+                self.own(StatusCode::REQUEST_TIMEOUT, PLAIN, "The request's body stopped coming").await
             }
-            (Some(UploadFailure::Broken), _) => {
-                (StatusCode::BAD_REQUEST, "The request's body broke off".to_owned())
+            Some(UploadFailure::Malformed(why)) => {
+                self.worker.metrics.refused.with_label_values(&["malformed"]).inc();
+                self.own(StatusCode::BAD_REQUEST, PLAIN, &format!("Bad request: {why}")).await
             }
-            (None, Fault::Timeout) => {
-                (StatusCode::GATEWAY_TIMEOUT, format!("Gateway timeout: backend {} {what}", endpoint.id))
-            }
-            (None, Fault::Connect | Fault::Unsent | Fault::Stale | Fault::Broke) => {
-                (StatusCode::BAD_GATEWAY, format!("Bad gateway: backend {} {what}", endpoint.id))
-            }
-        };
-        let id = headers::request_id(&self.parts.headers).cloned();
-        let mut response = own(status, text, self.meter);
-        response.headers_mut().extend(id.map(|id| (headers::X_REQUEST_ID, id)));
-        response
+        }
     }
 
-    /// Passes a response on.
-    fn answer(self, endpoint: &Endpoint, response: Response<Incoming>, lease: Lease) -> Response<Reply> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(endpoint, response);
+    /// Passes a response on, whose head has come over `link`.
+    async fn answer(&mut self, endpoint: &Endpoint, mut link: Link) -> After {
+        if self.response.status == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(endpoint, link).await;
         }
-        let mut meter = self.meter;
-        let (mut head, incoming) = response.into_parts();
-        let patience = match headers::is_events(&head.headers) {
-            true => Patience { idle: self.worker.limits.tunnel_idle, may_rest: true },
-            false => Patience { idle: self.worker.limits.body_idle, may_rest: false },
+        self.meter.answered(self.response.status);
+        let from = self.response.framing.unwrap_or(Framing::UntilClose);
+        let framing = match (from, self.request.is_1_1) {
+            (Framing::Chunked | Framing::UntilClose, true) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, false) => Framing::UntilClose,
+            (Framing::Empty | Framing::Length(_), _) => from,
         };
-        let closes = meter.answered(head.status);
-        headers::to_downstream(&mut head.headers);
-        if closes {
-            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        // A client that has not sent everything yet could not tell where its next request begins to count.
+        let keep_alive = self.request.keep_alive
+            && self.upload.over
+            && framing != Framing::UntilClose
+            && self.worker.stopping().is_none();
+        self.write_response(framing, keep_alive, None);
+        let mut download = Download::new(from, framing == Framing::Chunked);
+        let mut takes = true;
+        let ended = poll_fn(|cx| self.poll_answer(cx, &mut link, &mut download, &mut takes)).await;
+        if ended.is_err() {
+            return After::Cut;
         }
-        if let Session::Fresh(key) = &self.session {
-            headers::set_session(&mut head.headers, key);
+        let in_step = self.upload.over && link.input.is_empty() && link.output.is_empty();
+        if in_step && download.is_in_step() && self.response.keep_alive {
+            self.worker.upstreams.give_back(link);
         }
-        passed(head, Reply::Upstream(Download::new(incoming, lease, self.upload, patience, meter)))
+        match keep_alive {
+            true => self.next(),
+            false if self.upload.over => After::Close,
+            false => After::Linger,
+        }
+    }
+
+    /// The head for the client, to be sent before anybody else writes one.
+    fn write_response(&self, framing: Framing, keep_alive: bool, upgrade: Option<&[u8]>) {
+        let mut head = self.worker.head.borrow_mut();
+        head.clear();
+        let session = match &self.session {
+            Session::Fresh(key) => Some(key.as_str()),
+            Session::None | Session::Brought(_) => None,
+        };
+        let date = self.worker.date();
+        let to = Return { is_1_1: self.request.is_1_1, framing, keep_alive, session, upgrade, date: &date };
+        headers::to_downstream(self.response, &to, &mut head);
+    }
+
+    /// Sends the response on, and what is left of the request.
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &mut Link,
+        download: &mut Download,
+        takes: &mut bool,
+    ) -> Poll<Result<(), ()>> {
+        let head = self.worker.head.borrow();
+        match download.poll(cx, self.client, link, &head) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+            Poll::Ready(Err(Broken::Client)) => return Poll::Ready(Err(())),
+            Poll::Ready(Err(Broken::Endpoint)) => {
+                self.meter.blame(Failure::Broke);
+                return Poll::Ready(Err(()));
+            }
+            Poll::Pending => {}
+        }
+        if *takes && self.upload.goes_on(link) {
+            match self.upload.poll(cx, self.client, self.request, link, &[]) {
+                Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(())),
+                Poll::Ready(Err(Stopped::Endpoint | Stopped::Unsent)) => *takes = false,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        drop(head);
+        if self.poll_leaves(cx).is_ready() {
+            return Poll::Ready(Err(()));
+        }
+        let limits = &self.worker.limits;
+        let may_rest = headers::is_events(&self.response.fields);
+        let rest = if may_rest { limits.tunnel_idle } else { limits.body_idle };
+        let uploads = *takes && !self.upload.over;
+        let (at, whose) = match (download.waiting, uploads && self.upload.waiting) {
+            // While the endpoint waits for the client, so may the client for it.
+            (true, true) => (self.upload.progress + limits.body_idle, None),
+            (true, false) => (download.progress.max(self.upload.progress) + rest, Some(Failure::Silent)),
+            (false, _) => (download.progress + limits.body_idle, None),
+        };
+        ready!(self.client.deadline.poll(cx, at));
+        if let Some(failure) = whose.filter(|_| !may_rest) {
+            self.meter.blame(failure);
+        }
+        Poll::Ready(Err(()))
     }
 
     /// Both sides switch protocols and are joined; the request is in flight until they part.
-    fn switch(mut self, endpoint: &Endpoint, mut response: Response<Incoming>) -> Response<Reply> {
-        let Some(downstream) = self.upgrade.take() else {
+    async fn switch(&mut self, endpoint: &Endpoint, mut link: Link) -> After {
+        let Some(protocol) = self.request.upgrade() else {
             let text = format!("Bad gateway: backend {} switched protocols unasked", endpoint.id);
-            return own(StatusCode::BAD_GATEWAY, text, self.meter);
+            self.meter.blame(Failure::Broke);
+            return self.own(StatusCode::BAD_GATEWAY, PLAIN, &text).await;
         };
-        let upstream = hyper::upgrade::on(&mut response);
-        let (mut head, _) = response.into_parts();
-        self.meter.answered(head.status);
-        headers::to_downstream_switching(&mut head.headers);
+        self.meter.answered(self.response.status);
+        self.write_response(Framing::Empty, true, Some(protocol));
+        let mut download = Download::new(Framing::Empty, false);
+        let mut early = (link.input.bytes().to_vec(), self.client.input.bytes().to_vec());
+        let until = Instant::now() + self.worker.limits.body_idle;
+        let switched = poll_fn(|cx| {
+            let head = self.worker.head.borrow();
+            if let Poll::Ready(sent) = download.poll(cx, self.client, &mut link, &head) {
+                return Poll::Ready(sent.is_ok());
+            }
+            drop(head);
+            self.client.deadline.poll(cx, until).map(|()| false)
+        });
+        if !switched.await {
+            return After::Cut;
+        }
+        link.input.consume(early.0.len());
+        self.client.input.consume(early.1.len());
+        self.client.deadline.clear();
         let idle = self.worker.limits.tunnel_idle;
-        self.worker.tasks.spawn_local(tunnel::run(downstream, upstream, idle, self.meter));
-        passed(head, Reply::own("", None))
+        tunnel::run((&mut self.client.stream, &mut early.1), (&mut link.stream, &mut early.0), idle).await;
+        After::Close
     }
-}
 
-/// An endpoint's head with our body. Always HTTP/1.1 for the client's library to lower if it must.
-fn passed(head: http::response::Parts, body: Reply) -> Response<Reply> {
-    let mut response = Response::new(body);
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.headers;
-    response
-}
-
-/// An answer of the balancer's own.
-fn own(status: StatusCode, text: impl Into<bytes::Bytes>, mut meter: Meter) -> Response<Reply> {
-    let closes = meter.answered(status);
-    let mut response = Response::new(Reply::own(text, Some(meter)));
-    *response.status_mut() = status;
-    if closes {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    /// An answer of the balancer's own.
+    async fn own(&mut self, status: StatusCode, kind: &str, text: &str) -> After {
+        self.meter.answered(status);
+        let is_bodiless = matches!(self.request.framing, Framing::Empty | Framing::Length(0));
+        let is_read = self.upload.over || is_bodiless;
+        let keep_alive = self.request.keep_alive && is_read && self.worker.stopping().is_none();
+        let id = Some(self.request_id()).filter(|_| status.is_server_error()).map(str::to_owned);
+        let own = Own { status, kind, text: text.as_bytes(), id: id.as_deref() };
+        let head_only = self.request.method == http::Method::HEAD;
+        let taken = self.client.answer(&own, self.request.is_1_1, keep_alive, head_only).await;
+        match (taken, keep_alive, is_read) {
+            (false, ..) => After::Cut,
+            (true, true, _) => self.next(),
+            (true, false, true) => After::Close,
+            (true, false, false) => After::Linger,
+        }
     }
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    response
+
+    /// The request has been answered and its connection serves another one.
+    fn next(&mut self) -> After {
+        match self.client.requests.finish(self.request) {
+            true => After::KeepAlive,
+            false => After::Close,
+        }
+    }
 }

@@ -1,12 +1,8 @@
-//! What happens to headers on the way through. Pure: header maps in, header maps out.
+//! What happens to headers on the way through. Pure: a head as it came in, the bytes of one to send out.
 //!
-//! RFC 9110 §7.6.1 (hop-by-hop fields), RFC 9112 §3.2 and §6.3 (what must be refused), RFC 6265 (cookies).
+//! RFC 9110 §7.6.1 (hop-by-hop fields) and §7.8 (upgrades), RFC 6265 (cookies).
 
-use std::net::IpAddr;
-
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{Parts, PathAndQuery, Uri};
-use http::{Method, Version};
+use super::http1::{Fields, Framing, Name, Request, Response, members};
 
 #[cfg(test)]
 mod tests;
@@ -14,181 +10,183 @@ mod tests;
 /// The session cookie's name, the original's.
 const SESSION: &str = "SESSIONID";
 
+/// The type of the balancer's own texts.
+pub const PLAIN: &str = "text/plain; charset=utf-8";
+
 /// Longest request id taken over from a client: it goes into logs.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// Names a request in logs, here and at the endpoint.
-pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-
-/// Fields that a client may not have removed by naming them in `Connection`: they are ours, or say how the
-/// message is framed or where it goes.
-const NEVER_NOMINATED: [HeaderName; 8] = [
-    header::HOST,
-    header::CONTENT_LENGTH,
-    header::COOKIE,
-    header::AUTHORIZATION,
-    X_FORWARDED_FOR,
-    X_FORWARDED_HOST,
-    X_FORWARDED_PROTO,
-    X_REQUEST_ID,
-];
-
-/// Why a request is refused with 400.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// HTTP/1.1 demands exactly one.
-    #[error("missing Host header")]
-    NoHost,
-    /// Which of them is meant is anybody's guess.
-    #[error("more than one Host header")]
-    ManyHosts,
-    /// Not `host[:port]`.
-    #[error("invalid Host header")]
-    BadHost,
-    /// Two ways to frame the body: the classic of request smuggling.
-    #[error("both Content-Length and Transfer-Encoding")]
-    TwoFramings,
-    /// Only chunked is understood.
-    #[error("unsupported Transfer-Encoding")]
-    BadCoding,
-}
-
-/// Refuses requests that two readers could understand differently.
-pub fn check(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Malformed> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => return Err(Malformed::ManyHosts),
-        (None, _) if version >= Version::HTTP_11 && uri.authority().is_none() => {
-            return Err(Malformed::NoHost);
-        }
-        (Some(host), _) if !is_host(host) => return Err(Malformed::BadHost),
-        _ => {}
-    }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(Malformed::TwoFramings);
-        }
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(Malformed::BadCoding);
-        }
-    }
-    Ok(())
-}
-
-/// Empty is allowed (RFC 9112 §3.2: a target without an authority).
-fn is_host(host: &HeaderValue) -> bool {
-    let bytes = host.as_bytes();
-    let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%:[]".contains(b);
-    bytes.iter().all(is_plain)
-}
-
-/// The protocol that a request wants to switch to, if it is one that may pass: `h2c` would let a client talk
-/// past us (and HTTP/2 over TLS is not asked for this way).
-pub fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut wanted = headers.get_all(header::UPGRADE).iter();
-    let protocol = wanted.next()?;
-    let alone = wanted.next().is_none();
-    let passes = !tokens(protocol).any(|t| t.eq_ignore_ascii_case("h2c") || t.eq_ignore_ascii_case("h2"));
-    let nominated = headers.get_all(header::CONNECTION).iter().flat_map(tokens);
-    let asked = nominated.into_iter().any(|t| t.eq_ignore_ascii_case("upgrade"));
-    (alone && passes && asked && *method == Method::GET).then(|| protocol.clone())
-}
-
-/// What a request came with, for the headers that tell the endpoint.
+/// For a request on its way to an endpoint.
 pub struct Arrival<'a> {
     /// The client's address.
-    pub client: IpAddr,
-    /// The protocol to switch to, from [`upgrade`].
-    pub upgrade: Option<HeaderValue>,
-    /// The target as it came.
-    pub uri: &'a Uri,
-    /// For a request that brings no id of its own.
-    pub fresh_id: u128,
+    pub client: &'a str,
+    /// The path in front of the request's own: empty or `/segment...`.
+    pub base_path: &'a str,
+    /// The host of a request that names none, as HTTP/1.0 allows; HTTP/1.1, which endpoints are spoken to in, does not.
+    pub host: &'a str,
+    /// Names the request in logs, here and at the endpoint.
+    pub id: &'a str,
 }
 
-/// Turns a client's request headers into those for an endpoint. A target in absolute form overrides `Host`.
-///
-/// A body that came in chunks is announced as chunked again: without a word about it a GET has no body.
-pub fn to_upstream(headers: &mut HeaderMap, arrival: Arrival<'_>) {
-    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
-    strip_hop_by_hop(headers);
-    if chunked {
-        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+/// Writes the head for an endpoint. Its body is framed as it came: by a length, or by chunks.
+pub fn to_upstream(request: &Request, arrival: &Arrival<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(request.method.as_str().as_bytes());
+    out.push(b' ');
+    if request.target() != "*" {
+        out.extend_from_slice(arrival.base_path.as_bytes());
     }
-    headers.remove(header::EXPECT);
-    headers.remove(HTTP2_SETTINGS);
-    let authority = arrival.uri.authority().map(strip_userinfo);
-    if let Some(Ok(host)) = authority.map(HeaderValue::from_str) {
-        headers.insert(header::HOST, host);
+    out.extend_from_slice(request.target().as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let host = request.host().unwrap_or(arrival.host.as_bytes());
+    field(out, b"host", host);
+    let nominated = Nominated::by(&request.fields);
+    let (mut named_host, mut named_proto) = (false, false);
+    for f in request.fields.iter() {
+        match f.name {
+            Name::Host | Name::Expect | Name::ContentLength | Name::XForwardedFor | Name::XRequestId => {
+                continue;
+            }
+            name if name.is_hop_by_hop() => continue,
+            Name::XForwardedHost => named_host = true,
+            Name::XForwardedProto => named_proto = true,
+            Name::Other | Name::Trailer | Name::ContentType if nominated.has(f.text) => continue,
+            _ => {}
+        }
+        field(out, f.text, f.value);
     }
-    if let Some(host) = headers.get(header::HOST).cloned() {
-        headers.entry(X_FORWARDED_HOST).or_insert(host);
+    match request.framing {
+        Framing::Length(n) => number(out, b"content-length", n),
+        // Without a word about it a GET has no body.
+        Framing::Chunked => field(out, b"transfer-encoding", b"chunked"),
+        Framing::Empty | Framing::UntilClose => {}
     }
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    append_client(headers, arrival.client);
-    identify(headers, arrival.fresh_id);
-    if let Some(protocol) = arrival.upgrade {
-        switch(headers, protocol);
+    out.extend_from_slice(b"x-forwarded-for: ");
+    for before in request.fields.all(Name::XForwardedFor) {
+        out.extend_from_slice(before);
+        out.extend_from_slice(b", ");
     }
+    out.extend_from_slice(arrival.client.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    if !named_host && request.host().is_some() {
+        field(out, b"x-forwarded-host", host);
+    }
+    if !named_proto {
+        field(out, b"x-forwarded-proto", b"http");
+    }
+    field(out, b"x-request-id", arrival.id.as_bytes());
+    if let Some(protocol) = request.upgrade() {
+        switch(out, protocol);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
-/// Turns an endpoint's response headers into those for the client. Of two framings the length is the wrong one
-/// (RFC 9112 §6.3).
-pub fn to_downstream(headers: &mut HeaderMap) {
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
+/// The client's request id, if it brings one that can stand in a log.
+pub fn request_id(fields: &Fields) -> Option<&str> {
+    let mut ids = fields.all(Name::XRequestId);
+    let (Some(id), None) = (ids.next(), ids.next()) else { return None };
+    let is_good = !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic);
+    std::str::from_utf8(id).ok().filter(|_| is_good)
+}
+
+/// For a response on its way to a client.
+pub struct Return<'a> {
+    /// Whether the client speaks HTTP/1.1.
+    pub is_1_1: bool,
+    /// How its body is framed there.
+    pub framing: Framing,
+    /// Whether the connection may be used again.
+    pub keep_alive: bool,
+    /// A session to give to the client.
+    pub session: Option<&'a str>,
+    /// The protocol that both sides switch to.
+    pub upgrade: Option<&'a [u8]>,
+    /// Now, for a response without a date.
+    pub date: &'a str,
+}
+
+/// Writes an endpoint's head for the client.
+pub fn to_downstream(response: &Response, to: &Return<'_>, out: &mut Vec<u8>) {
+    status_line(out, to.is_1_1, response.status, response.reason());
+    let nominated = Nominated::by(&response.fields);
+    // A length says nothing where there cannot be a body (RFC 9110 §8.6).
+    let has_length = !response.status.is_informational() && response.status != http::StatusCode::NO_CONTENT;
+    let (mut dated, mut own_session) = (false, false);
+    for f in response.fields.iter() {
+        match f.name {
+            name if name.is_hop_by_hop() => continue,
+            Name::ContentLength if !has_length => continue,
+            Name::SetCookie => own_session |= is_session(f.value),
+            Name::Date => dated = true,
+            Name::Other | Name::Trailer if nominated.has(f.text) => continue,
+            _ => {}
+        }
+        field(out, f.text, f.value);
     }
-    strip_hop_by_hop(headers);
+    if !dated && !response.status.is_informational() {
+        field(out, b"date", to.date.as_bytes());
+    }
+    // An application's own cookie of that name is its own business.
+    if let Some(key) = to.session.filter(|_| !own_session) {
+        out.extend_from_slice(b"set-cookie: SESSIONID=");
+        out.extend_from_slice(key.as_bytes());
+        out.extend_from_slice(b"; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax\r\n");
+    }
+    if to.framing == Framing::Chunked {
+        field(out, b"transfer-encoding", b"chunked");
+    }
+    match to.upgrade {
+        Some(protocol) => switch(out, protocol),
+        None => connection(out, to.is_1_1, to.keep_alive),
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// An answer of the balancer's own.
+pub struct Own<'a> {
+    /// The status.
+    pub status: http::StatusCode,
+    /// The type of its text.
+    pub kind: &'a str,
+    /// The text.
+    pub text: &'a [u8],
+    /// The request's id, if there is a request.
+    pub id: Option<&'a str>,
+}
+
+/// Writes the whole of `own`; to a HEAD request without the text.
+pub fn own(own: &Own<'_>, to: &Return<'_>, head_only: bool, out: &mut Vec<u8>) {
+    let reason = own.status.canonical_reason().unwrap_or_default();
+    status_line(out, to.is_1_1, own.status, reason.as_bytes());
+    field(out, b"content-type", own.kind.as_bytes());
+    number(out, b"content-length", own.text.len() as u64);
+    field(out, b"date", to.date.as_bytes());
+    match own.status {
+        http::StatusCode::SERVICE_UNAVAILABLE => field(out, b"retry-after", b"1"),
+        http::StatusCode::METHOD_NOT_ALLOWED => {
+            field(out, b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE")
+        }
+        _ => {}
+    }
+    if let Some(id) = own.id {
+        field(out, b"x-request-id", id.as_bytes());
+    }
+    connection(out, to.is_1_1, to.keep_alive);
+    out.extend_from_slice(b"\r\n");
+    if !head_only {
+        out.extend_from_slice(own.text);
+    }
 }
 
 /// Whether a response is a stream of events, which may rest for as long as nothing happens.
-pub fn is_events(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+pub fn is_events(fields: &Fields) -> bool {
+    let kind = fields.first(Name::ContentType).unwrap_or_default();
     let essence = kind.split(|&b| b == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
-/// As [`to_downstream`], for a response that switches protocols.
-pub fn to_downstream_switching(headers: &mut HeaderMap) {
-    let protocol = headers.get(header::UPGRADE).cloned();
-    strip_hop_by_hop(headers);
-    if let Some(protocol) = protocol {
-        switch(headers, protocol);
-    }
-}
-
-/// The request's id, once [`to_upstream`] has seen to it that there is one.
-pub fn request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get(X_REQUEST_ID)
-}
-
-/// The target for an endpoint: origin form, the endpoint's base path in front, the query kept. `OPTIONS *`
-/// stays as it is.
-pub fn target(base_path: &str, uri: &Uri) -> Uri {
-    let has_authority = uri.authority().is_some();
-    if base_path.is_empty() && !has_authority || uri.path() == "*" {
-        return uri.clone();
-    }
-    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let joined = match path {
-        query if query.starts_with('?') => format!("{base_path}/{query}"),
-        path => format!("{base_path}{path}"),
-    };
-    let mut parts = Parts::default();
-    parts.path_and_query = joined.parse().ok();
-    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
-}
-
 /// The client's session key.
-pub fn session(headers: &HeaderMap) -> Option<&str> {
-    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
+pub fn session(fields: &Fields) -> Option<&str> {
+    let cookies = fields.all(Name::Cookie).filter_map(|v| std::str::from_utf8(v).ok());
     cookies
         .flat_map(|v| v.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
@@ -196,85 +194,65 @@ pub fn session(headers: &HeaderMap) -> Option<&str> {
         .map(|(_, value)| value)
 }
 
-/// Gives the client the session `key`, unless the application sets a cookie of that name itself.
-pub fn set_session(headers: &mut HeaderMap, key: &str) {
-    let ours = |v: &HeaderValue| {
-        let name = v.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
-        name.trim_ascii() == SESSION.as_bytes()
-    };
-    if headers.get_all(header::SET_COOKIE).iter().any(ours) {
-        return;
+fn is_session(cookie: &[u8]) -> bool {
+    let name = cookie.split(|&b| b == b'=').next().unwrap_or_default();
+    name.trim_ascii() == SESSION.as_bytes()
+}
+
+/// What `Connection` names besides what every connection knows.
+struct Nominated<'a>(Option<&'a Fields>);
+
+impl<'a> Nominated<'a> {
+    fn by(fields: &'a Fields) -> Nominated<'a> {
+        let is_known = |option: &&[u8]| {
+            ["close", "keep-alive", "upgrade"].iter().any(|o| option.eq_ignore_ascii_case(o.as_bytes()))
+        };
+        let any = fields.all(Name::Connection).flat_map(members).any(|option| !is_known(&option));
+        Nominated(any.then_some(fields))
     }
-    let cookie = format!("{SESSION}={key}; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax");
-    if let Ok(cookie) = HeaderValue::from_str(&cookie) {
-        headers.append(header::SET_COOKIE, cookie);
+
+    /// Whether it names `field`. Only asked for fields that the client may take back: not for those that are ours, or
+    /// say how the message is framed, where it goes and who sent it.
+    fn has(&self, field: &[u8]) -> bool {
+        let options = self.0.into_iter().flat_map(|fields| fields.all(Name::Connection)).flat_map(members);
+        options.into_iter().any(|option| option.eq_ignore_ascii_case(field))
     }
 }
 
-/// Removes what concerns one connection only, and what `Connection` names.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let nominated: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(tokens)
-            .filter_map(|token| token.parse().ok())
-            .filter(|name| !NEVER_NOMINATED.contains(name))
-            .collect();
-        nominated.iter().for_each(|name| drop(headers.remove(name)));
-        headers.remove(header::CONNECTION);
-    }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TE,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
-        headers.remove(name);
+fn status_line(out: &mut Vec<u8>, is_1_1: bool, status: http::StatusCode, reason: &[u8]) {
+    out.extend_from_slice(if is_1_1 { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn connection(out: &mut Vec<u8>, is_1_1: bool, keep_alive: bool) {
+    match (is_1_1, keep_alive) {
+        (_, false) => field(out, b"connection", b"close"),
+        (false, true) => field(out, b"connection", b"keep-alive"),
+        (true, true) => {}
     }
 }
 
-fn switch(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, protocol);
+fn switch(out: &mut Vec<u8>, protocol: &[u8]) {
+    field(out, b"connection", b"upgrade");
+    field(out, b"upgrade", protocol);
 }
 
-/// Appends the client's address, once, and makes one line of several.
-fn append_client(headers: &mut HeaderMap, client: IpAddr) {
-    let mut line = Vec::with_capacity(48);
-    for value in headers.get_all(X_FORWARDED_FOR) {
-        line.extend_from_slice(value.as_bytes());
-        line.extend_from_slice(b", ");
+fn number(out: &mut Vec<u8>, name: &[u8], mut n: u64) {
+    let (mut digits, mut at) = ([0; 20], 20);
+    while n > 0 || at == 20 {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
     }
-    line.extend_from_slice(client.to_canonical().to_string().as_bytes());
-    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(line)) {
-        headers.insert(X_FORWARDED_FOR, value);
-    }
+    field(out, name, &digits[at..]);
 }
 
-/// Keeps the client's request id if it is one that can stand in a log, else gives it a fresh one.
-fn identify(headers: &mut HeaderMap, fresh: u128) {
-    let is_good = |v: &HeaderValue| {
-        !v.is_empty() && v.len() <= REQUEST_ID_BYTES_MAX && v.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    let mut ids = headers.get_all(X_REQUEST_ID).iter();
-    if let (Some(id), None) = (ids.next(), ids.next())
-        && is_good(id)
-    {
-        return;
-    }
-    let id = uuid::Builder::from_random_bytes(fresh.to_ne_bytes()).into_uuid();
-    let id = HeaderValue::from_str(id.as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
-    headers.insert(X_REQUEST_ID, id.expect("a UUID is hexadecimal digits and hyphens"));
-}
-
-fn strip_userinfo(authority: &http::uri::Authority) -> &str {
-    authority.as_str().rsplit('@').next().unwrap_or_default()
-}
-
-fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|t| !t.is_empty())
+fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::socket::Phase;
 use super::worker::Worker;
 use crate::metrics::NO_BACKEND;
 use crate::pool::{Endpoint, InFlight};
@@ -19,7 +18,6 @@ const CLIENT_LEFT: u16 = 499;
 /// See the file's head.
 pub struct Meter {
     worker: Rc<Worker>,
-    phase: Phase,
     began: Instant,
     method: usize,
     route: &'static str,
@@ -29,11 +27,10 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A request's head is complete, and `phase` has been told so.
-    pub fn begin(worker: &Rc<Worker>, phase: &Phase, method: &http::Method, route: &'static str) -> Meter {
+    /// A request's head is complete.
+    pub fn begin(worker: &Rc<Worker>, method: &http::Method, route: &'static str) -> Meter {
         Meter {
             worker: worker.clone(),
-            phase: phase.clone(),
             began: Instant::now(),
             method: crate::metrics::method_index(method),
             route,
@@ -61,17 +58,14 @@ impl Meter {
         }
     }
 
-    /// The client gets this status. Returns whether its connection must close then: some of the request's body
-    /// is still to come, and nobody will read it.
-    pub fn answered(&mut self, status: http::StatusCode) -> bool {
+    /// The client gets this status.
+    pub fn answered(&mut self, status: http::StatusCode) {
         self.status = status.as_u16();
-        self.phase.is_unread()
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        self.phase.end();
         if !self.counted {
             return;
         }

@@ -2,12 +2,14 @@
 //! back, without ever holding a whole body.
 //!
 //! ```text
-//! worker ─▶ exchange ─▶ route, headers, retry (pure)
-//!    │         ├──────▶ upstream (connections)   body, meter (what ends with a response)
-//!  socket      └──────▶ tunnel (upgrades)
+//! worker ─▶ connection ─▶ exchange ─▶ route, headers, retry (pure)
+//!              │              ├────▶ upstream (connections)   meter (what ends with a response)
+//!              │              └────▶ relay (bodies both ways), tunnel (upgrades)
+//!              └──▶ http1 (pure: what bytes mean)   buffer, deadline (bytes and time on their way)
 //! ```
 //!
-//! HTTP/1 is hyper's. Its codec is replaceable: only `worker`, `upstream`, `body` and `tunnel` name it.
+//! One task serves a client's connection and drives the endpoint's with it: a request costs no channel, no further
+//! task and, in the steady state, no allocation.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,14 +18,16 @@ use std::thread::JoinHandle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio_util::sync::CancellationToken;
 
-mod body;
+mod buffer;
+mod connection;
+mod deadline;
 mod exchange;
 mod headers;
-pub mod http1;
+mod http1;
 mod meter;
+mod relay;
 mod retry;
 mod route;
-mod socket;
 mod tunnel;
 mod upstream;
 mod worker;

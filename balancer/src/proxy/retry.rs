@@ -82,11 +82,6 @@ impl Plan {
         Plan { idempotent: is_idempotent(method), sticky, attempts: 0, replayed: false }
     }
 
-    /// Whether anything sent could be sent once more, so that a copy is worth keeping.
-    pub fn may_replay(&self) -> bool {
-        self.idempotent
-    }
-
     /// Decides after an attempt failed by `fault`, with `upload` left.
     pub fn after(&mut self, fault: Fault, upload: Upload) -> Step {
         self.attempts += 1;

@@ -2,7 +2,7 @@
 //!
 //! Without configured routes everything is one route over one pool of all instances, as in the original.
 
-use http::{Method, Uri};
+use http::Method;
 
 #[cfg(test)]
 mod tests;
@@ -24,9 +24,9 @@ pub enum Routed {
     Unsupported,
 }
 
-/// Routes a request.
-pub fn route(method: &Method, uri: &Uri) -> Routed {
-    match (method, uri.path()) {
+/// Routes a request by its method and the path of its target.
+pub fn route(method: &Method, path: &str) -> Routed {
+    match (method, path) {
         (&Method::CONNECT, _) => Routed::Unsupported,
         (&Method::GET | &Method::HEAD, METRICS) => Routed::OwnMetrics,
         _ => Routed::Pool(ALL),

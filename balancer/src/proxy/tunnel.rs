@@ -7,30 +7,29 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::meter::Meter;
+/// One side of a tunnel: its socket, and what it sent ahead of the switch.
+type Side<'a> = (&'a mut TcpStream, &'a mut Vec<u8>);
 
-/// Joins both sides once both have switched. `meter` is held as long as the tunnel stands.
-pub async fn run(downstream: OnUpgrade, upstream: OnUpgrade, idle: Duration, meter: Meter) {
-    let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
-        Ok(both) => both,
-        Err(error) => return debug!(%error, "upgrade failed"),
-    };
+/// Joins both sides, which have switched.
+pub async fn run(downstream: Side<'_>, upstream: Side<'_>, idle: Duration) {
     let last = Rc::new(Cell::new(Instant::now()));
-    let mut downstream = Watched { io: TokioIo::new(downstream), last: last.clone() };
-    let mut upstream = Watched { io: TokioIo::new(upstream), last: last.clone() };
-    let copying = copy_bidirectional(&mut downstream, &mut upstream);
+    let mut down = Watched { stream: downstream.0, last: last.clone() };
+    let mut up = Watched { stream: upstream.0, last: last.clone() };
+    let joined = async {
+        up.write_all(downstream.1).await?;
+        down.write_all(upstream.1).await?;
+        copy_bidirectional(&mut down, &mut up).await
+    };
     tokio::select! {
         // An error is one of the sides leaving without a word, which ends the tunnel all the same.
-        _ = copying => {}
+        _ = joined => {}
         () = silence(&last, idle) => debug!("tunnel was idle for too long"),
     }
-    drop(meter);
 }
 
 async fn silence(last: &Cell<Instant>, idle: Duration) {
@@ -40,18 +39,18 @@ async fn silence(last: &Cell<Instant>, idle: Duration) {
 }
 
 /// Notes when bytes last moved.
-struct Watched {
-    io: TokioIo<Upgraded>,
+struct Watched<'a> {
+    stream: &'a mut TcpStream,
     last: Rc<Cell<Instant>>,
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for Watched<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        let result = Pin::new(&mut *self.stream).poll_read(cx, buf);
         if result.is_ready() {
             self.last.set(Instant::now());
         }
@@ -59,9 +58,9 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for Watched<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        let result = Pin::new(&mut *self.stream).poll_write(cx, buf);
         if result.is_ready() {
             self.last.set(Instant::now());
         }
@@ -69,10 +68,10 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut *self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
     }
 }

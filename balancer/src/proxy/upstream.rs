@@ -9,29 +9,22 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::Method;
 use tokio::net::TcpStream;
 
-use super::body::Share;
+use super::buffer::{Buffers, Input, Output};
+use super::http1::{Lines, Malformed, Response};
 use crate::config::Limits;
 use crate::pool::{Endpoint, Pool};
 
 #[cfg(test)]
 mod tests;
 
-/// For a kept connection to notice that its last response has ended, which takes one turn of its task. One that
-/// does not is still sending something; there are others.
-const READY_TIMEOUT: Duration = Duration::from_millis(100);
-
 /// The process (`EMFILE`) or the system (`ENFILE`) has no file descriptor left; std has no kind for them.
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
-
-/// Sends one request at a time over one connection.
-pub type Sender = http1::SendRequest<Share>;
 
 /// Why no connection could be made.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +44,15 @@ pub enum ConnectError {
 }
 
 struct Kept {
-    sender: Sender,
+    stream: TcpStream,
     since: Instant,
 }
 
 /// The connections of one worker.
 pub struct Upstreams {
     kept: RefCell<HashMap<u64, Vec<Kept>>>,
-    builder: http1::Builder,
+    buffers: Rc<Buffers>,
+    head_bytes_max: usize,
     connect_timeout: Duration,
     idle: Duration,
     idle_max: usize,
@@ -66,32 +60,51 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// None yet.
-    pub fn new(limits: &Limits) -> Upstreams {
-        let mut builder = http1::Builder::new();
-        builder.max_header_size(limits.buffer_bytes_max).max_buf_size(limits.buffer_bytes_max);
+    pub fn new(limits: &Limits, buffers: Rc<Buffers>) -> Upstreams {
         Upstreams {
             kept: RefCell::default(),
-            builder,
+            buffers,
+            head_bytes_max: limits.buffer_bytes_max,
             connect_timeout: limits.connect_timeout,
             idle: limits.upstream_idle,
             idle_max: limits.upstream_idle_max,
         }
     }
 
-    /// A connection to `endpoint`: a kept one unless it has to be `fresh`.
-    pub async fn lease(
-        self: &Rc<Self>,
-        endpoint: &Arc<Endpoint>,
-        fresh: bool,
-    ) -> Result<Lease, ConnectError> {
-        while let Some(mut sender) = (!fresh).then(|| self.take(endpoint.key)).flatten() {
-            // Waits for the connection's task to see the end of the last response, which it has been told.
-            if sender.is_ready() || becomes_ready(&mut sender).await {
-                return Ok(Lease { sender, reused: true, key: endpoint.key, home: self.clone() });
+    /// A connection kept from an earlier request to the endpoint `key`, if there is one.
+    pub fn take(&self, key: u64) -> Option<Link> {
+        let mut kept = self.kept.borrow_mut();
+        let list = kept.get_mut(&key)?;
+        // The one used last: the others get a chance to grow old.
+        while let Some(kept) = list.pop() {
+            if kept.since.elapsed() < self.idle && is_at_rest(&kept.stream) {
+                return Some(self.link(key, kept.stream, true));
             }
         }
-        let sender = self.connect(endpoint).await?;
-        Ok(Lease { sender, reused: false, key: endpoint.key, home: self.clone() })
+        None
+    }
+
+    /// A new connection to `endpoint`.
+    pub async fn connect(&self, endpoint: &Endpoint) -> Result<Link, ConnectError> {
+        let address = (endpoint.address.host.as_str(), endpoint.address.port);
+        let connected = tokio::time::timeout(self.connect_timeout, TcpStream::connect(address));
+        let stream =
+            connected.await.map_err(|_| ConnectError::Timeout(self.connect_timeout))?.map_err(classify)?;
+        endpoint.reached();
+        // Failing to switch off Nagle's algorithm costs latency, nothing else.
+        let _ = stream.set_nodelay(true);
+        Ok(self.link(endpoint.key, stream, false))
+    }
+
+    /// Keeps `link` for a later request, unless there are enough. Its last response has ended, and nothing came
+    /// after it.
+    pub fn give_back(&self, link: Link) {
+        assert!(link.input.is_empty() && link.output.is_empty(), "something is still under way");
+        let mut kept = self.kept.borrow_mut();
+        let list = kept.entry(link.key).or_default();
+        if list.len() < self.idle_max {
+            list.push(Kept { stream: link.stream, since: Instant::now() });
+        }
     }
 
     /// Drops connections that have been idle for long, are closed, or lead to endpoints not in `pool`.
@@ -99,7 +112,7 @@ impl Upstreams {
         let now = Instant::now();
         self.kept.borrow_mut().retain(|key, kept| {
             let known = pool.entries().iter().any(|e| e.endpoint.key == *key);
-            kept.retain(|k| known && !k.sender.is_closed() && now.duration_since(k.since) < self.idle);
+            kept.retain(|k| known && now.duration_since(k.since) < self.idle && is_at_rest(&k.stream));
             !kept.is_empty()
         });
     }
@@ -109,35 +122,24 @@ impl Upstreams {
         self.kept.borrow_mut().clear();
     }
 
-    /// The connection used last: the others get a chance to grow old.
-    fn take(&self, key: u64) -> Option<Sender> {
-        let mut kept = self.kept.borrow_mut();
-        let list = kept.get_mut(&key)?;
-        while let Some(k) = list.pop() {
-            if !k.sender.is_closed() && k.since.elapsed() < self.idle {
-                return Some(k.sender);
-            }
+    fn link(&self, key: u64, stream: TcpStream, reused: bool) -> Link {
+        Link {
+            stream,
+            input: Input::new(self.buffers.clone()),
+            output: Output::default(),
+            reused,
+            heard: false,
+            key,
+            lines: Lines::default(),
+            head_bytes_max: self.head_bytes_max,
         }
-        None
-    }
-
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Sender, ConnectError> {
-        let address = (endpoint.address.host.as_str(), endpoint.address.port);
-        let connected = tokio::time::timeout(self.connect_timeout, TcpStream::connect(address));
-        let stream =
-            connected.await.map_err(|_| ConnectError::Timeout(self.connect_timeout))?.map_err(classify)?;
-        endpoint.reached();
-        // Failing to switch off Nagle's algorithm costs latency, nothing else.
-        let _ = stream.set_nodelay(true);
-        let handshake = self.builder.handshake(TokioIo::new(stream));
-        let (sender, connection) = handshake.await.map_err(|e| ConnectError::Other(io::Error::other(e)))?;
-        tokio::task::spawn_local(connection.with_upgrades());
-        Ok(sender)
     }
 }
 
-async fn becomes_ready(sender: &mut Sender) -> bool {
-    matches!(tokio::time::timeout(READY_TIMEOUT, sender.ready()).await, Ok(Ok(())))
+/// Neither closed nor sending what nobody asked for, which the next request would take for its response. Asks the
+/// kernel only if it has told of something.
+fn is_at_rest(stream: &TcpStream) -> bool {
+    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 fn classify(error: io::Error) -> ConnectError {
@@ -151,30 +153,54 @@ fn classify(error: io::Error) -> ConnectError {
     }
 }
 
-/// One connection for one request. Dropping it closes the connection.
-pub struct Lease {
-    sender: Sender,
-    /// Whether it served a request before: then its end says nothing about the endpoint.
-    pub reused: bool,
-    key: u64,
-    home: Rc<Upstreams>,
+/// Why there is no head of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// The endpoint closed before it was complete.
+    #[error("closed the connection without a response")]
+    Closed,
+    /// What came is not HTTP, or could be read in two ways.
+    #[error("sent what is not HTTP: {0}")]
+    Malformed(Malformed),
 }
 
-impl Lease {
-    /// What sends on it.
-    pub fn sender(&mut self) -> &mut Sender {
-        &mut self.sender
-    }
+/// One connection for one request. Dropping it closes the connection.
+pub struct Link {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// What the endpoint has sent and nobody has looked at.
+    pub input: Input,
+    /// What it has not taken yet.
+    pub output: Output,
+    /// Whether it served a request before: then its end says nothing about the endpoint.
+    pub reused: bool,
+    /// Whether anything of a response has come.
+    pub heard: bool,
+    key: u64,
+    lines: Lines,
+    head_bytes_max: usize,
+}
 
-    /// Keeps the connection for a later request, unless it is closed or there are enough.
-    pub fn give_back(self) {
-        if self.sender.is_closed() {
-            return;
-        }
-        let mut kept = self.home.kept.borrow_mut();
-        let list = kept.entry(self.key).or_default();
-        if list.len() < self.home.idle_max {
-            list.push(Kept { sender: self.sender, since: Instant::now() });
+impl Link {
+    /// Ready once a response's head is in `response`: an interim one, or the one that `method` asked for.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        response: &mut Response,
+        method: &Method,
+    ) -> Poll<Result<(), HeadError>> {
+        loop {
+            let head = self.lines.scan(self.input.bytes(), self.head_bytes_max);
+            if let Some(place) = head.map_err(HeadError::Malformed)? {
+                response.parse(&self.input.bytes()[place.clone()], method).map_err(HeadError::Malformed)?;
+                self.input.consume(place.end);
+                self.lines = Lines::default();
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(self.input.poll_fill(cx, &mut self.stream)) {
+                Ok(1..) => self.heard = true,
+                Ok(0) | Err(_) => return Poll::Ready(Err(HeadError::Closed)),
+            }
         }
     }
 }

@@ -2,28 +2,26 @@
 //! connections to endpoints. Nothing a request needs is shared with another thread, except the pool (read
 //! only), the in-flight counts and the metrics (atomics).
 
-use std::cell::RefCell;
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, Cache};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::exchange;
-use super::socket::{Patience, Phase, Socket};
+use super::buffer::Buffers;
+use super::connection;
+use super::deadline::Deadlines;
+use super::http1::{Request, Response};
 use super::upstream::Upstreams;
 use crate::config::Limits;
 use crate::metrics::{Metrics, RequestSeries};
@@ -37,12 +35,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// After accepting failed for want of file descriptors: others have to be closed first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// On stopping, for a connection whose request is on its way: its client could connect and so counts on an
-/// answer. Long enough for a round trip around the world, short beside the grace.
-const LAST_CALL: Duration = Duration::from_millis(500);
-
 /// Series kept at hand. Far more than endpoints, methods and statuses in use; beyond it the cache starts anew.
 const SERIES_MAX: usize = 8192;
+
+/// Heads kept for later: as many as requests are often in flight at once.
+const SPARES_MAX: usize = 256;
 
 /// What all workers share.
 #[derive(Clone)]
@@ -79,7 +76,20 @@ pub struct Worker {
     /// What `/metrics` answers.
     pub exposition: Arc<dyn Fn() -> String + Send + Sync>,
     /// Connections to endpoints.
-    pub upstreams: Rc<Upstreams>,
+    pub upstreams: Upstreams,
+    /// For what is being read.
+    pub buffers: Rc<Buffers>,
+    /// Time limits of its tasks.
+    pub deadlines: Rc<Deadlines>,
+    /// Heads of requests that nobody has.
+    pub requests: Spares<Request>,
+    /// Heads of responses that nobody has.
+    pub responses: Spares<Response>,
+    /// For a head that is written and sent at once.
+    pub head: RefCell<Vec<u8>>,
+    stopping: Cell<Option<Instant>>,
+    /// The time in seconds since 1970, as HTTP has it.
+    date: RefCell<(u64, String)>,
     /// Every task of this worker that serves a client.
     pub tasks: TaskTracker,
     series: RefCell<HashMap<SeriesKey, Option<RequestSeries>>>,
@@ -87,11 +97,19 @@ pub struct Worker {
 
 impl Worker {
     fn new(shared: &Shared) -> Worker {
+        let buffers = Buffers::new(shared.limits.buffer_bytes_max);
         Worker {
             pool: RefCell::new(Cache::new(shared.pool.clone())),
             strategy: shared.strategy,
             turn: shared.turn.clone(),
-            upstreams: Rc::new(Upstreams::new(&shared.limits)),
+            upstreams: Upstreams::new(&shared.limits, buffers.clone()),
+            buffers,
+            deadlines: Rc::default(),
+            requests: Spares::default(),
+            responses: Spares::default(),
+            head: RefCell::default(),
+            stopping: Cell::default(),
+            date: RefCell::default(),
             limits: shared.limits.clone(),
             reporter: shared.reporter.clone(),
             metrics: shared.metrics.clone(),
@@ -109,6 +127,21 @@ impl Worker {
     /// The latest pool.
     pub fn pool(&self) -> Arc<Pool> {
         self.pool.borrow_mut().load().clone()
+    }
+
+    /// Since when it serves what it has and takes nothing new.
+    pub fn stopping(&self) -> Option<Instant> {
+        self.stopping.get()
+    }
+
+    /// Now, as a Date field has it (RFC 9110 §5.6.7).
+    pub fn date(&self) -> Ref<'_, str> {
+        let now = SystemTime::now();
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        if self.date.borrow().0 != seconds {
+            *self.date.borrow_mut() = (seconds, httpdate::fmt_http_date(now));
+        }
+        Ref::map(self.date.borrow(), |(_, text)| text.as_str())
     }
 
     /// Picks from the latest pool: a request that is tried again sees what has changed meanwhile.
@@ -149,6 +182,30 @@ impl Worker {
     }
 }
 
+/// Values that are filled again and again, so that a request allocates none.
+pub struct Spares<T>(RefCell<Vec<Box<T>>>);
+
+impl<T> Default for Spares<T> {
+    fn default() -> Spares<T> {
+        Spares(RefCell::default())
+    }
+}
+
+impl<T: Default> Spares<T> {
+    /// One with whatever it was filled with last.
+    pub fn take(&self) -> Box<T> {
+        self.0.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps it, unless there are enough.
+    pub fn give_back(&self, spare: Box<T>) {
+        let mut spares = self.0.borrow_mut();
+        if spares.len() < SPARES_MAX {
+            spares.push(spare);
+        }
+    }
+}
+
 /// Serves `listener` until `stop`, then lets what is in flight finish until `cut`. Blocks the thread.
 pub fn run(
     listener: std::net::TcpListener,
@@ -162,13 +219,18 @@ pub fn run(
     let ended = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
         let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
+        let deadlines = worker.deadlines.clone();
+        let clock = tokio::task::spawn_local(async move { deadlines.run().await });
         serve(&worker, listener, connections_max, &stop).await;
+        worker.stopping.set(Some(Instant::now()));
+        worker.deadlines.wake_all();
         worker.tasks.close();
         tokio::select! {
             () = worker.tasks.wait() => {}
             () = cut.cancelled() => warn!(tasks = worker.tasks.len(), "cut off what was still in flight"),
         }
         sweeper.abort();
+        clock.abort();
         worker.upstreams.clear();
         Ok(())
     });
@@ -201,7 +263,7 @@ async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usiz
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => start(worker, stream, peer, permit, stop),
+            Ok((stream, peer)) => start(worker, stream, peer, permit),
             Err(error) => {
                 debug!(%error, "cannot accept");
                 worker.upstreams.sweep(&worker.pool());
@@ -209,18 +271,13 @@ async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usiz
             }
         }
     }
-    if let Err(error) = drain(worker, listener, &permits, stop) {
+    if let Err(error) = drain(worker, listener, &permits) {
         debug!(%error, "cannot accept what was waiting");
     }
 }
 
 /// Accepts what waits in the kernel. Asks the kernel itself: the runtime may not have heard of all of it yet.
-fn drain(
-    worker: &Rc<Worker>,
-    listener: TcpListener,
-    permits: &Arc<Semaphore>,
-    stop: &CancellationToken,
-) -> std::io::Result<()> {
+fn drain(worker: &Rc<Worker>, listener: TcpListener, permits: &Arc<Semaphore>) -> std::io::Result<()> {
     let listener = listener.into_std()?;
     while let Ok(permit) = permits.clone().try_acquire_owned() {
         let (stream, peer) = match listener.accept() {
@@ -228,7 +285,7 @@ fn drain(
             accepted => accepted?,
         };
         stream.set_nonblocking(true)?;
-        start(worker, TcpStream::from_std(stream)?, peer, permit, stop);
+        start(worker, TcpStream::from_std(stream)?, peer, permit);
     }
     Ok(())
 }
@@ -238,14 +295,13 @@ fn start(
     stream: TcpStream,
     peer: SocketAddr,
     permit: tokio::sync::OwnedSemaphorePermit,
-    stop: &CancellationToken,
 ) {
-    let (served, stop) = (worker.clone(), stop.clone());
+    let served = worker.clone();
     worker.tasks.spawn_local(async move {
         served.metrics.connections.inc();
         // Counts down on a panic, too.
         let _open = Open(served.metrics.connections.clone(), permit);
-        connection(served, stream, peer, stop).await;
+        connection::serve(served, stream, peer).await;
     });
 }
 
@@ -255,48 +311,4 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, stop: CancellationToken) {
-    // Failing to switch off Nagle's algorithm costs latency, nothing else.
-    let _ = stream.set_nodelay(true);
-    let patience = Patience { head: worker.limits.header_timeout, write: worker.limits.body_idle };
-    let (socket, phase) = Socket::new(stream, patience);
-    let last_call = last_call(stop, phase.clone());
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(worker.limits.keep_alive)
-        .max_header_size(worker.limits.buffer_bytes_max)
-        .max_buf_size(worker.limits.buffer_bytes_max);
-    let service = service_fn(move |request| {
-        let (worker, phase) = (worker.clone(), phase.clone());
-        async move { Ok::<_, std::convert::Infallible>(exchange::serve(worker, phase, peer.ip(), request).await) }
-    });
-    let connection = builder.serve_connection(TokioIo::new(socket), service).with_upgrades();
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = last_call => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%peer, %error, "connection ended");
-    }
-}
-
-/// Returns when a connection may be told to end: after `stop`, once no head is being waited for or for
-/// [`LAST_CALL`] at most. Has to be polled after the connection, by the same task, to see what that has read.
-async fn last_call(stop: CancellationToken, phase: Phase) {
-    stop.cancelled().await;
-    let over = tokio::time::sleep(LAST_CALL);
-    tokio::pin!(over);
-    std::future::poll_fn(|cx| match phase.is_reading_head() {
-        true => over.as_mut().poll(cx),
-        false => Poll::Ready(()),
-    })
-    .await;
 }

@@ -34,7 +34,7 @@ const TRAILER_BYTES_MAX: usize = 8192;
 const PIECES_MAX: usize = 16;
 
 /// Reads one body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Body {
     state: State,
     extensions: u16,

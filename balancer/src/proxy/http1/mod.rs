@@ -28,7 +28,7 @@ mod requests;
 mod tests;
 
 pub use body::{Body, Framing, Pieces, chunk_head};
-pub use fields::{Field, Fields, Name};
+pub use fields::{Fields, Name, members};
 pub use head::{Request, Response};
 pub use lines::Lines;
 pub use requests::{Event, Requests};
@@ -54,7 +54,7 @@ pub enum Malformed {
     /// The head is longer than the limit.
     #[error("the head is too long")]
     TooLong,
-    /// More fields than [`head::FIELDS_MAX`].
+    /// More fields than anybody needs.
     #[error("too many header fields")]
     TooMany,
     /// HTTP/1.1 demands exactly one.

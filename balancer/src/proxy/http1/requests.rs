@@ -6,13 +6,13 @@
 use super::{Body, Lines, Malformed, Pieces, Request};
 
 /// See the file's head.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Requests {
     state: State,
     head_bytes_max: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Head(Lines),
     Body(Body),
@@ -62,12 +62,14 @@ impl Requests {
         result
     }
 
-    /// Whether a head has begun to come, or is due: `bytes` is what has come and was not consumed.
-    pub fn is_between_requests(&self, bytes: &[u8]) -> bool {
-        matches!(self.state, State::Head(_)) && bytes.is_empty()
+    /// The request has been answered. Returns whether another one may come: its body has been read, and it keeps its
+    /// connection.
+    pub fn finish(&mut self, request: &mut Request) -> bool {
+        let ended = matches!(self.advance(&[], request, &mut Pieces::default()), Ok((0, Event::End)));
+        ended && matches!(self.state, State::Head(_))
     }
 
-    /// The trailer section of the body that has just ended.
+    /// The body that is being read, from its head to its end.
     pub fn body(&self) -> Option<&Body> {
         match &self.state {
             State::Body(body) => Some(body),

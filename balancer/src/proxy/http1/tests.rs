@@ -52,7 +52,7 @@ fn told_in(arrivals: &[&[u8]]) -> String {
             }
         }
     }
-    match requests.is_between_requests(&input) {
+    match requests.body().is_none() && input.is_empty() {
         true => out.trim_end_matches("; ").to_owned(),
         false => out + "…",
     }
