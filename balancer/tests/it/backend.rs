@@ -74,6 +74,11 @@ impl Backend {
     pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+            // The runtime's threads close their sockets one after the other, and a moment later.
+            let deadline = std::time::Instant::now() + Duration::from_secs(15);
+            while std::net::TcpStream::connect(self.address).is_ok() {
+                assert!(std::time::Instant::now() < deadline, "{} still accepts", self.address);
+            }
         }
     }
 
@@ -266,6 +271,77 @@ impl Breaker {
 }
 
 impl Drop for Breaker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A backend made of bare sockets: it passes probes, keeps every other byte that comes, and answers each head with
+/// the same bytes, whatever they are.
+pub struct Tape {
+    pub address: SocketAddr,
+    bytes: Arc<std::sync::Mutex<Vec<u8>>>,
+    connections: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Tape {
+    pub async fn start(answer: &'static [u8]) -> Tape {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (bytes, connections) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let (kept, counted): (Arc<std::sync::Mutex<Vec<u8>>>, _) = (bytes, connections.clone());
+        let bytes = kept.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(record(stream, answer, kept.clone(), counted.clone()));
+            }
+        });
+        Tape { address, bytes, connections, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Everything but probes, from all connections.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    /// Connections over which anything but a probe came.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+async fn record(
+    mut stream: tokio::net::TcpStream,
+    answer: &'static [u8],
+    kept: Arc<std::sync::Mutex<Vec<u8>>>,
+    connections: Arc<AtomicUsize>,
+) {
+    let mut counted = false;
+    let mut bytes = vec![0; 65_536];
+    while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+        if bytes[..n].starts_with(b"GET /health ") {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            continue;
+        }
+        if !std::mem::replace(&mut counted, true) {
+            connections.fetch_add(1, Ordering::SeqCst);
+        }
+        kept.lock().unwrap().extend_from_slice(&bytes[..n]);
+        if bytes[..n].windows(4).any(|w| w == b"\r\n\r\n") {
+            let _ = stream.write_all(answer).await;
+            if answer.windows(17).any(|w| w == b"Connection: close") {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Tape {
     fn drop(&mut self) {
         self.task.abort();
     }

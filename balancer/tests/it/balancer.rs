@@ -105,6 +105,19 @@ impl Balancer {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("it is there");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether all of its threads are being traced.
+    pub fn is_traced(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        threads.filter_map(Result::ok).all(|thread| {
+            let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            status.lines().any(|l| l.starts_with("TracerPid:") && !l.ends_with("\t0"))
+        })
+    }
+
     /// Waits until the process has ended.
     pub async fn exited(&mut self) -> ExitStatus {
         let mut status = None;

@@ -12,3 +12,5 @@ mod operation;
 mod protocol;
 mod registry;
 mod routing;
+mod strict;
+mod syscalls;

@@ -79,6 +79,13 @@ async fn every_metric_is_there_on_both_ports_and_goes_with_its_backend() {
         client::get(lb.http, &format!("/some/path/{i}")).await.unwrap();
     }
     client::send(lb.http, client::request("BREW".parse().unwrap(), "/", &[], "")).await.unwrap();
+    // A response is counted when all of it is sent; its client may be quicker.
+    eventually("all are counted", async || {
+        let text = lb.metrics().await;
+        let counted = text.lines().filter(|l| l.starts_with("loadbalancer_total_requests{"));
+        counted.filter_map(|l| l.rsplit(' ').next()?.parse::<u32>().ok()).sum::<u32>() == 5
+    })
+    .await;
     let data = client::get(lb.http, "/metrics").await.unwrap();
     assert_eq!(data.header("content-type"), "text/plain; version=0.0.4");
     let host = backends[0].address.to_string();
