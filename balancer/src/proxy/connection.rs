@@ -176,12 +176,7 @@ impl Client {
 
     /// Sends an answer of the balancer's own. Returns whether the client took it.
     pub async fn answer(&mut self, own: &Own<'_>, is_1_1: bool, keep_alive: bool, head_only: bool) -> bool {
-        let mut bytes = Vec::with_capacity(own.text.len() + 256);
-        let date = self.worker.date();
-        let framing = Framing::Length(own.text.len() as u64);
-        let to = Return { is_1_1, framing, keep_alive, session: None, upgrade: None, date: &date };
-        headers::own(own, &to, head_only, &mut bytes);
-        drop(date);
+        let bytes = self.own_bytes(own, is_1_1, keep_alive, head_only);
         let until = Instant::now() + self.worker.limits.body_idle;
         let mut begun = false;
         poll_fn(|cx| {
@@ -196,6 +191,15 @@ impl Client {
             }
         })
         .await
+    }
+
+    fn own_bytes(&self, own: &Own<'_>, is_1_1: bool, keep_alive: bool, head_only: bool) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(own.text.len() + 256);
+        let date = self.worker.date();
+        let framing = Framing::Length(own.text.len() as u64);
+        let to = Return { is_1_1, framing, keep_alive, session: None, upgrade: None, date: &date };
+        headers::own(own, &to, head_only, &mut bytes);
+        bytes
     }
 
     async fn end(&mut self, after: After) {
