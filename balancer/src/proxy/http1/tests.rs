@@ -8,75 +8,10 @@ use super::*;
 
 mod corpus;
 mod hostile;
+mod reading;
 
-/// Longest head in these tests.
-const HEAD_BYTES_MAX: usize = 4096;
-
-/// What a connection that gets `bytes` makes of them: each request with its body, and how it ends. `…` stands for
-/// more that has to come, `closed` for what is not looked at any more.
-fn told(bytes: &[u8]) -> String {
-    told_in(&[bytes])
-}
-
-/// As [`told`], with the bytes coming in pieces.
-fn told_in(arrivals: &[&[u8]]) -> String {
-    let mut requests = Requests::new(HEAD_BYTES_MAX);
-    let (mut request, mut pieces) = (Request::default(), Pieces::default());
-    let (mut out, mut input, mut body) = (String::new(), Vec::new(), Vec::new());
-    for arrival in arrivals {
-        input.extend_from_slice(arrival);
-        loop {
-            let (consumed, event) = match requests.advance(&input, &mut request, &mut pieces) {
-                Ok(step) => step,
-                Err(why) => return format!("{out}{} {why}", why.status().as_u16()),
-            };
-            match event {
-                Event::Head => describe(&request, &mut out),
-                Event::Data => pieces.iter().for_each(|place| body.extend_from_slice(&input[place])),
-                Event::End => {
-                    let _ = write!(out, "{:?}", String::from_utf8_lossy(&std::mem::take(&mut body)));
-                    out.push_str("; ");
-                }
-                Event::More | Event::Closed => {}
-            }
-            if let (Event::Data, Some(done)) = (event, requests.body().filter(|b| b.is_done()))
-                && !done.trailer().is_empty()
-            {
-                let _ = write!(out, "{:?} then ", String::from_utf8_lossy(done.trailer()));
-            }
-            input.drain(..consumed);
-            match event {
-                Event::Closed => return out + "closed",
-                Event::More => break,
-                Event::Head | Event::Data | Event::End => {}
-            }
-        }
-    }
-    match requests.body().is_none() && input.is_empty() {
-        true => out.trim_end_matches("; ").to_owned(),
-        false => out + "…",
-    }
-}
-
-fn describe(request: &Request, out: &mut String) {
-    let host = String::from_utf8_lossy(request.host().unwrap_or(b"-")).into_owned();
-    let _ = write!(out, "{} {} @{host} ", request.method, request.target());
-    let _ = match request.framing {
-        Framing::Empty => Ok(()),
-        Framing::Length(n) => write!(out, "{n} "),
-        Framing::Chunked => write!(out, "chunked "),
-        Framing::UntilClose => write!(out, "until close "),
-    };
-    if !request.keep_alive {
-        out.push_str("last ");
-    }
-    if request.expects_continue {
-        out.push_str("waits ");
-    }
-    if let Some(protocol) = request.upgrade() {
-        let _ = write!(out, "upgrade={} ", String::from_utf8_lossy(protocol));
-    }
-}
+use crate::proxy::http1 as codec;
+use reading::{HEAD_BYTES_MAX, told, told_in};
 
 /// What a response comes to.
 fn answered(bytes: &[u8], method: &str) -> String {
