@@ -146,8 +146,9 @@ impl Peers {
     /// Returns once a quorum has answered this leader lately, or within `patience` fails. `since` counts as its
     /// last answer if there was none.
     ///
-    /// Entries that nobody acknowledges are sent again and again, and to a follower each is a sign of life: a
-    /// leader that is heard and hears nothing would never be replaced. Heartbeats openraft holds back by itself.
+    /// To a follower whatever its leader sends is a sign of life, be it entries that nobody acknowledges or the mark of
+    /// what is committed: one of them in the silence in which the others would elect, and a leader that is heard and
+    /// hears nothing is not replaced. Heartbeats openraft holds back by itself.
     async fn hear_quorum(&self, since: Instant, patience: Duration) -> Result<(), RPCError<Types>> {
         let Some(raft) = self.0.raft.get() else { return Ok(()) };
         let mut metrics = raft.metrics();
@@ -367,7 +368,7 @@ impl Network {
 
     fn link(&self, id: u64, address: &Address, purpose: Purpose) -> Link {
         let client = self.peers.client(id, address, purpose);
-        Link { client, peers: self.peers.clone(), id, purpose, unanswered: None }
+        Link { client, peers: self.peers.clone(), id, purpose, answered: Instant::now() }
     }
 }
 
@@ -393,8 +394,8 @@ pub struct Link {
     peers: Peers,
     id: u64,
     purpose: Purpose,
-    /// Since when appends have gone without an answer.
-    unanswered: Option<Instant>,
+    /// When the peer last answered an append, or since when it could have.
+    answered: Instant,
 }
 
 impl Link {
@@ -458,15 +459,11 @@ impl RaftNetworkV2<Types> for Link {
         };
         let patience = self.patience(&option);
         let replicates = self.purpose == Purpose::Log && !request.entries.is_empty();
-        if let Some(since) = self.unanswered {
-            self.peers.hear_quorum(since, patience).await?;
+        if self.purpose == Purpose::Log && self.answered.elapsed() >= self.peers.0.timers.election_max {
+            self.peers.hear_quorum(self.answered, patience).await?;
         }
-        let result = within(patience, self.client.append(request)).await;
-        self.unanswered = match result {
-            Err(_) if replicates => self.unanswered.or(Some(Instant::now())),
-            _ => None,
-        };
-        let result = result?.result;
+        let result = within(patience, self.client.append(request)).await?.result;
+        self.answered = Instant::now();
         match &result {
             Some(pb::append_response::Result::Conflict(conflict)) if conflict.log_lost => {
                 self.peers.let_revert(self.id).await;

@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod crash;
+mod deaf;
 mod fan_out;
 mod garbled;
 mod quarantine;

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,11 +35,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const IDS: [u64; 3] = [1, 2, 3];
 
-/// Who can be called, and who is cut off from everybody.
+/// Who can be called, and who is cut off from everybody or hears no answers.
 #[derive(Default)]
 struct Net {
     services: BTreeMap<String, (u64, PeerService)>,
     cut: BTreeSet<u64>,
+    deaf: BTreeSet<u64>,
+    /// How long a call takes to arrive, and its answer.
+    delay: Duration,
+    /// When an append arrived, and whose.
+    appends: Vec<(Instant, u64)>,
 }
 
 /// The nodes.
@@ -103,11 +108,30 @@ impl Trio {
 
     /// Cuts a node off from the others, or ends that.
     pub fn cut(&self, id: u64, cut: bool) {
-        let mut net = self.net.lock().expect("no panic while it is held");
+        let mut net = self.net();
         match cut {
             true => net.cut.insert(id),
             false => net.cut.remove(&id),
         };
+    }
+
+    /// From now on a node's calls arrive, and it hears no answer.
+    pub fn deafen(&self, id: u64) {
+        self.net().deaf.insert(id);
+    }
+
+    /// From now on calls take so long to arrive, and so do their answers.
+    pub fn delay(&self, delay: Duration) {
+        self.net().delay = delay;
+    }
+
+    /// When appends of this node have arrived at others.
+    pub fn appends_of(&self, id: u64) -> Vec<Instant> {
+        self.net().appends.iter().filter(|(_, from)| *from == id).map(|(at, _)| *at).collect()
+    }
+
+    fn net(&self) -> MutexGuard<'_, Net> {
+        self.net.lock().expect("no panic while it is held")
     }
 }
 
@@ -197,9 +221,19 @@ fn dial(from: u64, net: Arc<Mutex<Net>>) -> Dial {
                 let called = net.services.get(&url).filter(|(to, _)| !net.cut.contains(to));
                 called.filter(|_| !net.cut.contains(&from)).map(|(_, service)| service.clone())
             };
+            let net = net.clone();
             async move {
                 let service = called.ok_or_else(|| WireError(Box::new(NoConnection)))?;
-                service.oneshot(request).await.map_err(|never| match never {})
+                let delay = net.lock().expect("no panic while it is held").delay;
+                tokio::time::sleep(delay).await;
+                if request.uri().path().ends_with("/Append") {
+                    let at = Instant::now();
+                    net.lock().expect("no panic while it is held").appends.push((at, from));
+                }
+                let answer = service.oneshot(request).await.map_err(|never| match never {});
+                tokio::time::sleep(delay).await;
+                let lost = net.lock().expect("no panic while it is held").deaf.contains(&from);
+                if lost { std::future::pending().await } else { answer }
             }
         }))
     })
