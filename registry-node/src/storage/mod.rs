@@ -303,18 +303,34 @@ impl Store {
         }
     }
 
-    /// The newest whole snapshot.
+    /// The newest whole snapshot. Appends go on between its parts; one that is replaced meanwhile is begun anew.
     pub async fn load_snapshot(&self) -> io::Result<Option<Snapshot>> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Job::LoadSnapshot { reply }).await?;
-        answer.await.map_err(|_| gone())?
+        while let Some(pointer) = self.ask(|reply| Job::FindSnapshot { reply }).await? {
+            let Some(chunks) = self.load_chunks(pointer.generation, pointer.chunks).await? else { continue };
+            if writer::crc_of(&chunks) != pointer.crc {
+                return Err(writer::invalid("the snapshot's chunks have changed".into()));
+            }
+            return Ok(Some(Snapshot { index: pointer.index, meta: pointer.meta, chunks }));
+        }
+        Ok(None)
+    }
+
+    /// The chunks of a snapshot; none if another has taken its place.
+    async fn load_chunks(&self, generation: u64, count: u32) -> io::Result<Option<Vec<Bytes>>> {
+        let mut chunks = Vec::new();
+        while chunks.len() < count as usize {
+            let first = chunks.len() as u32;
+            match self.ask(|reply| Job::LoadChunks { generation, first, reply }).await? {
+                Some(more) => chunks.extend(more),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(chunks))
     }
 
     /// The entries of a range that is in the log.
     pub async fn read(&self, range: Range<u64>) -> io::Result<Vec<Bytes>> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Job::Read { range, reply }).await?;
-        answer.await.map_err(|_| gone())?
+        self.ask(|reply| Job::Read { range, reply }).await
     }
 
     /// Calls the database damaged, durably: at the next opening it is set aside, and the node goes into quarantine.
@@ -333,6 +349,12 @@ impl Store {
     /// Notes whether no other voter could repair this node; then damage is refused instead of set aside.
     pub async fn alone(&self, alone: bool) -> io::Result<()> {
         self.send(Job::Alone { alone }).await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<io::Result<T>>) -> Job) -> io::Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(job(reply)).await?;
+        answer.await.map_err(|_| gone())?
     }
 
     async fn wait(&self, job: impl FnOnce(Done) -> Job) -> io::Result<()> {

@@ -465,13 +465,17 @@ fn verify_frame(key: u64, value: Vec<u8>, last: Option<&Frame>, begin: u64) -> R
 }
 
 /// The newest whole snapshot and its generation.
+/// Where the newest whole snapshot lies; the inner error says what is wrong with that.
+pub(super) fn read_pointer(disk: &impl Disk) -> io::Result<Result<Option<Pointer>, String>> {
+    let pointer = disk.get(Tree::Meta, SNAPSHOT_KEY)?.map(|bytes| unseal(&bytes)).transpose();
+    Ok(pointer.map_err(|error| format!("the snapshot's pointer: {error}")))
+}
+
 pub(super) fn read_snapshot(disk: &impl Disk) -> io::Result<Result<Option<(u64, Snapshot)>, String>> {
-    let Some(bytes) = disk.get(Tree::Meta, SNAPSHOT_KEY)? else {
-        return Ok(Ok(None));
-    };
-    let pointer: Pointer = match unseal(&bytes) {
-        Ok(pointer) => pointer,
-        Err(error) => return Ok(Err(format!("the snapshot's pointer: {error}"))),
+    let pointer = match read_pointer(disk)? {
+        Ok(Some(pointer)) => pointer,
+        Ok(None) => return Ok(Ok(None)),
+        Err(error) => return Ok(Err(error)),
     };
     let mut chunks = Vec::new();
     for pair in disk.scan(Tree::Snapshot, &pointer.generation.to_be_bytes()) {

@@ -266,6 +266,39 @@ fn appends_go_on_while_a_snapshot_is_saved() {
 }
 
 #[test]
+fn appends_go_on_while_a_snapshot_is_loaded() {
+    run(async {
+        let (store, _) = open(&Memory::default()).expect("an empty disk");
+        let large = |index: u64| Snapshot {
+            index,
+            meta: vec![1],
+            chunks: (index..index + 1_000).map(entry).collect(),
+        };
+        store.save_snapshot(large(1)).await.expect("saved");
+        let order = std::cell::RefCell::new(Vec::new());
+        let load = async {
+            assert_eq!(store.load_snapshot().await.expect("readable"), Some(large(1)));
+            order.borrow_mut().push("loaded");
+        };
+        let add = async {
+            append(&store, 0..3).await.expect("appended");
+            order.borrow_mut().push("appended");
+        };
+        tokio::join!(load, add);
+        assert_eq!(order.into_inner(), ["appended", "loaded"]);
+
+        // One that is replaced half-way is not mixed with the one that took its place.
+        let mut loading = Box::pin(store.load_snapshot());
+        for next in 3..7 {
+            assert!(poll_immediate(&mut loading).await.is_none(), "a thousand chunks at once");
+            append(&store, next..next + 1).await.expect("appended"); // behind what was asked for
+        }
+        store.save_snapshot(large(2)).await.expect("saved");
+        assert_eq!(loading.await.expect("readable"), Some(large(2)));
+    });
+}
+
+#[test]
 fn damage_is_refused_and_named() {
     run(async {
         for (tree, word) in [(Tree::Log, "frame"), (Tree::Snapshot, "snapshot"), (Tree::Meta, "snapshot")] {

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Done, Purged, Slot, Snapshot,
+    Done, Purged, Slot,
     disk::{self, Disk, Medium, Tree},
     frame::{self, PACK_BYTES},
     opening,
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// Chunks of a snapshot that are written, or dropped, at once: appends wait no longer than that takes.
+/// Chunks of a snapshot that are written, read or dropped at once: appends wait no longer than that takes.
 pub(super) const CHUNKS_AT_ONCE: usize = 64;
 
 /// Jobs taken together under one barrier; a bound on how long the first of them waits.
@@ -75,8 +75,15 @@ pub(super) enum Job {
     DropChunks {
         reply: oneshot::Sender<bool>,
     },
-    LoadSnapshot {
-        reply: oneshot::Sender<io::Result<Option<Snapshot>>>,
+    /// Where the newest whole snapshot lies.
+    FindSnapshot {
+        reply: oneshot::Sender<io::Result<Option<Pointer>>>,
+    },
+    /// Some of its chunks, from this one on; none if it is the newest no more.
+    LoadChunks {
+        generation: u64,
+        first: u32,
+        reply: oneshot::Sender<io::Result<Option<Vec<Bytes>>>>,
     },
     Read {
         range: Range<u64>,
@@ -294,9 +301,12 @@ impl<M: Medium> Writer<M> {
                 let more = self.drop_chunks()?;
                 let _ = reply.send(more); // whoever stopped asking leaves the rest to the next one
             }
-            Job::LoadSnapshot { reply } => {
-                let loaded = opening::read_snapshot(&self.disk).map(|found| found.map_err(invalid));
-                let _ = reply.send(loaded.flatten().map(|found| found.map(|(_, snapshot)| snapshot)));
+            Job::FindSnapshot { reply } => {
+                let found = opening::read_pointer(&self.disk).and_then(|found| found.map_err(invalid));
+                let _ = reply.send(found); // a reader that gave up wants nothing
+            }
+            Job::LoadChunks { generation, first, reply } => {
+                let _ = reply.send(self.load_chunks(generation, first)); // as above
             }
             Job::Read { range, reply } => {
                 self.write_pending()?;
@@ -483,6 +493,21 @@ impl<M: Medium> Writer<M> {
         contents.snapshot_index = Some(index);
         self.stale.push(Generation { number, chunks });
         Ok(())
+    }
+
+    fn load_chunks(&self, generation: u64, first: u32) -> io::Result<Option<Vec<Bytes>>> {
+        let Contents { snapshot_generation, snapshot_chunks, .. } = self.contents;
+        if generation != snapshot_generation {
+            return Ok(None); // another took its place, and its chunks are being dropped
+        }
+        let chunk = |number| {
+            let bytes = self.disk.get(Tree::Snapshot, &chunk_key(generation, number))?;
+            bytes
+                .map(Bytes::from)
+                .ok_or_else(|| invalid(format!("the snapshot's chunk {number} has vanished")))
+        };
+        let to = snapshot_chunks.min(first.saturating_add(CHUNKS_AT_ONCE as u32));
+        (first..to).map(chunk).collect::<io::Result<_>>().map(Some)
     }
 
     /// What a crash leaves of them is dropped at the next opening.
