@@ -1,7 +1,8 @@
 //! Starts real nodes on free ports of this machine and waits until they serve; ends them with the test.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -76,9 +77,8 @@ impl Cluster {
     ) -> Cluster {
         let turn = TURN.lock().await;
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let ports = free_ports(3 * count);
-        let peers: Vec<String> =
-            (0..count).map(|index| format!("127.0.0.1:{}", ports[3 * index + 2])).collect();
+        let (host, ports) = (host(), free_ports(3 * count));
+        let peers: Vec<String> = (0..count).map(|index| format!("{host}:{}", ports[3 * index + 2])).collect();
         let members: Vec<String> =
             peers.iter().enumerate().map(|(index, peer)| format!("{}={peer}", index + 1)).collect();
         let node = |index: usize| {
@@ -86,8 +86,8 @@ impl Cluster {
             let mut args = vec!["--id".to_owned(), (index + 1).to_string()];
             let path = data.unwrap_or(dir.path()).join(format!("node-{}", index + 1));
             args.extend(["--dir".to_owned(), path.display().to_string()]);
-            args.extend(["--rest".to_owned(), format!("127.0.0.1:{rest}")]);
-            args.extend(["--grpc".to_owned(), format!("127.0.0.1:{grpc}")]);
+            args.extend(["--rest".to_owned(), format!("{host}:{rest}")]);
+            args.extend(["--grpc".to_owned(), format!("{host}:{grpc}")]);
             args.extend([
                 "--peer".to_owned(),
                 peers[index].clone(),
@@ -96,7 +96,7 @@ impl Cluster {
             ]);
             args.extend(flags(index, &peers));
             let log = dir.path().join(format!("node-{}.log", index + 1));
-            let (rest, grpc) = (format!("http://127.0.0.1:{rest}"), format!("http://127.0.0.1:{grpc}"));
+            let (rest, grpc) = (format!("http://{host}:{rest}"), format!("http://{host}:{grpc}"));
             Node { rest, grpc, args, log, process: None }
         };
         let mut cluster = Cluster { nodes: (0..count).map(node).collect(), _dir: dir, _turn: turn };
@@ -113,7 +113,7 @@ impl Cluster {
     /// The same through a node of which one knows that it runs.
     pub fn join_through(&mut self, through: usize, id: u64) -> usize {
         let ports = free_ports(3);
-        let [rest, grpc, peer] = [0, 1, 2].map(|index| format!("127.0.0.1:{}", ports[index]));
+        let [rest, grpc, peer] = [0, 1, 2].map(|index| format!("{}:{}", host(), ports[index]));
         let path = self._dir.path().join(format!("node-{id}"));
         let through = self.nodes[through].peer().trim_start_matches("http://").to_owned();
         let args =
@@ -301,10 +301,38 @@ impl Drop for Node {
     }
 }
 
-/// Ports nobody listens on now. Another process may take one before we do; then the node says so and the test
-/// fails, which is rare and clear.
+/// An address of this machine that only the nodes of this test program listen on. Whoever connects from this machine
+/// does so from a port of 127.0.0.1, and other test programs listen elsewhere: the ports of a node that is down are
+/// still free when it starts again.
+fn host() -> Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes(); // of 22 bits
+    Ipv4Addr::new(127, 64 + high, middle, low)
+}
+
+/// Ports of [`host`] that no node was ever given.
 fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+    static GIVEN: std::sync::Mutex<BTreeSet<u16>> = std::sync::Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().expect("no panic while it is held");
+    // Held until all are found, so that none is found twice.
+    let (mut listeners, mut ports) = (Vec::new(), Vec::new());
+    while ports.len() < count {
+        let listener = TcpListener::bind((host(), 0)).expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        listeners.push(listener);
+        if given.insert(port) {
+            ports.push(port);
+        }
+    }
+    ports
+}
+
+#[test]
+fn the_ports_of_a_node_that_is_down_stay_its_own() {
+    let (first, second) = (free_ports(2), free_ports(2));
+    assert!(first.iter().all(|port| !second.contains(port)), "{first:?} {second:?}");
+    // A connection to anywhere on this machine takes its own port elsewhere.
+    let listener = TcpListener::bind((host(), first[0])).expect("it is free");
+    let connection = std::net::TcpStream::connect((host(), first[0])).expect("somebody listens");
+    assert_eq!(connection.local_addr().expect("it stands").ip(), Ipv4Addr::LOCALHOST);
+    drop(listener);
 }
