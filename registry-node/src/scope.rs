@@ -1,12 +1,14 @@
 //! Which process a task belongs to, where one process stands for several: the deterministic simulation runs a
-//! whole cluster in one. A node's tasks then take their random numbers from its seed, stand still while it is
-//! paused, and never run again once it is killed. Where nobody has opened a scope, this does nothing.
+//! whole cluster in one. A node's tasks then take their random numbers from its seed, read a wall clock of its own,
+//! stand still while it is paused, and never run again once it is killed. Where nobody has opened a scope, this does
+//! nothing.
 
 use std::{
     future::poll_fn,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
+    time::SystemTime,
 };
 
 tokio::task_local! {
@@ -19,6 +21,8 @@ pub struct Scope(Arc<Mutex<State>>);
 
 struct State {
     dice: fastrand::Rng,
+    /// What the wall clock shows at each look.
+    clock: fastrand::Rng,
     life: Life,
     /// Tasks that wanted to run while it was paused.
     held: Vec<Waker>,
@@ -32,10 +36,10 @@ enum Life {
 }
 
 impl Scope {
-    /// A running one, whose random numbers come from `seed`.
-    pub fn new(seed: u64) -> Self {
-        let dice = fastrand::Rng::with_seed(seed);
-        Self(Arc::new(Mutex::new(State { dice, life: Life::Running, held: Vec::new() })))
+    /// A running one, whose random numbers come from `seed`. Its wall clock jumps with every look, as `clock` says.
+    pub fn new(seed: u64, clock: u64) -> Self {
+        let [dice, clock] = [seed, clock].map(fastrand::Rng::with_seed);
+        Self(Arc::new(Mutex::new(State { dice, clock, life: Life::Running, held: Vec::new() })))
     }
 
     /// Runs a future as part of this process, and everything it spawns with [`scoped`].
@@ -98,6 +102,12 @@ pub fn scoped<F: Future>(future: F) -> impl Future<Output = F::Output> + use<F> 
     }
 }
 
+/// Milliseconds since 1970 by the wall clock, which may jump: for people, never for decisions.
+pub fn wall_ms() -> u64 {
+    let real = |_| SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
+    SCOPE.try_with(|scope| scope.state().clock.u64(..)).unwrap_or_else(real)
+}
+
 /// Random numbers for timing; from the seed of the process that the calling task belongs to.
 pub fn dice() -> fastrand::Rng {
     SCOPE.try_with(|scope| scope.state().dice.fork()).unwrap_or_default()
@@ -109,7 +119,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_paused_task_stands_still_and_a_killed_one_for_ever() {
-        let scope = Scope::new(1);
+        let scope = Scope::new(1, 1);
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let (count, mut counted) = tokio::sync::mpsc::unbounded_channel();
         // A task of a task: it belongs to the scope as well.
@@ -148,10 +158,21 @@ mod tests {
     #[tokio::test]
     async fn the_same_seed_throws_the_same_dice() {
         let throw = async || {
-            Scope::new(7).run(async { (dice().u64(..), scoped(async { dice().u64(..) }).await) }).await
+            Scope::new(7, 1).run(async { (dice().u64(..), scoped(async { dice().u64(..) }).await) }).await
         };
         let (first, second) = (throw().await, throw().await);
         assert_eq!(first, second);
         assert_ne!(first.0, first.1);
+    }
+
+    #[tokio::test]
+    async fn the_wall_clock_is_real_outside_and_jumps_inside() {
+        let look = async |clock| Scope::new(7, clock).run(async { [wall_ms(), wall_ms()] }).await;
+        assert_eq!(look(1).await, look(1).await);
+        assert_ne!(look(1).await, look(2).await);
+        let [first, second] = look(1).await;
+        assert!(first.abs_diff(second) > 60_000, "{first} {second}");
+        const YEAR_2020_MS: u64 = 1_577_836_800_000;
+        assert!(wall_ms() > YEAR_2020_MS && wall_ms() < 10 * YEAR_2020_MS);
     }
 }

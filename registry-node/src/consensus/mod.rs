@@ -629,7 +629,7 @@ async fn changed_or<T>(until: Instant, value: &mut latest::Receiver<T>) {
 
 /// Who wants a proposal and why, stamped with this node's clock: for people, never for decisions.
 pub fn provenance(by: String, why: String) -> Arc<Provenance> {
-    let at_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
+    let at_ms = crate::scope::wall_ms();
     Arc::new(Provenance { by: by.into(), why: why.into(), at_ms })
 }
 

@@ -97,6 +97,10 @@ pub struct Counts {
     pub outages: u64,
     pub quarantines: u64,
     pub repairs: u64,
+    /// Expiries that were committed in another term than they were proposed in.
+    pub late_expiries: u64,
+    /// Runs whose members cannot decide anything any more in the end.
+    pub stranded: u64,
 }
 
 /// Something that an answer said.
@@ -207,6 +211,29 @@ impl Judge {
     /// The greatest revision that anybody was told of: nobody who asks from now on may be told less.
     pub fn floor(&self) -> u64 {
         self.state().acked_revision
+    }
+
+    /// The members, voting or not.
+    pub fn members(&self) -> BTreeSet<u64> {
+        self.state().nodes.clone()
+    }
+
+    /// Whether those that are `up` are a majority of every set of voters that may count now: what was committed last,
+    /// and what they hold after it.
+    pub fn can_decide(&self, up: &BTreeSet<u64>) -> bool {
+        let state = self.state();
+        let committed = state.members.last_key_value().map(|(_, voters)| voters.clone());
+        let mut sets: Vec<BTreeSet<u64>> = committed.into_iter().flatten().collect();
+        for id in up {
+            state.disks[id].durable(|durable| {
+                for entry in durable.log.range(state.log.len() as u64..).map(|(_, entry)| entry) {
+                    if let What::Members { voters, .. } = &entry.what {
+                        sets.extend(voters.iter().cloned());
+                    }
+                }
+            });
+        }
+        sets.iter().all(|voters| quorum(voters, |voter| up.contains(voter)))
     }
 
     /// A new disk.
@@ -433,6 +460,9 @@ impl State {
             }
             What::Batch(proposals) => {
                 for proposal in proposals {
+                    let late = |term| term != entry.term;
+                    self.counts.late_expiries +=
+                        u64::from(matches!(proposal.command, Command::Expire { term, .. } if late(term)));
                     let before = self.reference.revision();
                     let applied = self.reference.apply(entry.term, proposal);
                     self.note_condition(proposal, before, !applied.events.is_empty());

@@ -107,7 +107,16 @@ impl Client {
         }
     }
 
-    async fn write_something(&mut self, node: &Life) -> bool {
+    /// Registers an instance through `node` and leaves it; says when it is there.
+    pub async fn abandon(mut self, node: Life, registered: Arc<AtomicBool>) {
+        let own = id(format!("left-{}", self.number));
+        if self.write(&node, Write::Register { id: own, expected: None }).await {
+            registered.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// One write of any kind; whether it was acknowledged.
+    pub async fn write_something(&mut self, node: &Life) -> bool {
         let id = id(format!("shared-{}", self.dice.u64(..SHARED)));
         let registered = self.judge().registered();
         let current = registered.iter().find(|record| record.spec.id == id).map(|record| record.mod_rev);

@@ -46,6 +46,8 @@ pub struct Shape {
     pub disk_micros_max: u64,
     /// Changes that a node remembers: who is further behind starts over.
     pub ring: usize,
+    /// What the nodes' wall clocks show, which jump with every look.
+    pub clocks: u64,
     /// What was broken on purpose.
     pub plant: Option<Plant>,
 }
@@ -64,6 +66,8 @@ struct Inner {
 
 struct State {
     dice: fastrand::Rng,
+    /// Whatever the wall clocks show.
+    clocks: fastrand::Rng,
     nodes: BTreeMap<u64, Node>,
 }
 
@@ -111,7 +115,8 @@ impl Cluster {
         let nodes: BTreeMap<u64, Node> = members.keys().map(|id| node(*id)).collect();
         let disks = nodes.iter().map(|(id, node)| (*id, node.disk.clone())).collect();
         let judge = Judge::new(trace.clone(), disks, members.keys().copied().collect());
-        let nodes = Mutex::new(State { dice, nodes });
+        let clocks = fastrand::Rng::with_seed(shape.clocks);
+        let nodes = Mutex::new(State { dice, clocks, nodes });
         Self(Arc::new(Inner { shape, net, trace, judge, nodes }))
     }
 
@@ -197,7 +202,7 @@ impl Cluster {
             if node.scope.is_some() || node.refused || node.removed {
                 return;
             }
-            let scope = Scope::new(state.dice.u64(..));
+            let scope = Scope::new(state.dice.u64(..), state.clocks.u64(..));
             let gone = CancellationToken::new();
             node.scope = Some((scope.clone(), gone.clone()));
             node.paused = false;

@@ -29,6 +29,8 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const ROUNDS: u32 = 3;
 /// Renewals after which a lease counts as renewed.
 const RENEWALS: usize = 6;
+/// Entries that a leader lets be on their way at once, as the proposer has it.
+const IN_FLIGHT: u64 = 16;
 /// Once nothing is wrong any more, everything succeeds within this (C3).
 const RECOVERY: Duration = Duration::from_secs(10);
 /// From then on a dead instance is gone within its lease, what a new leader adds to it, and a second (E2).
@@ -95,15 +97,25 @@ impl Plant {
     ];
 }
 
+/// How a seed is run.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct How {
+    /// Tells everything that happens.
+    pub verbose: bool,
+    /// What the wall clocks show: whatever it is, the run is the same (E7).
+    pub clocks: u64,
+    pub plant: Option<Plant>,
+}
+
 /// Runs a seed to its end.
-pub fn run(seed: u64, verbose: bool, plant: Option<Plant>) -> Report {
+pub fn run(seed: u64, how: How) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime needs nothing from outside");
     runtime.block_on(async {
-        let mut world = World::new(seed, verbose, plant);
+        let mut world = World::new(seed, how);
         world.play().await;
         world.report(seed)
     })
@@ -121,7 +133,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, verbose: bool, plant: Option<Plant>) -> Self {
+    fn new(seed: u64, How { verbose, clocks, plant }: How) -> Self {
         let mut dice = fastrand::Rng::with_seed(seed);
         let trace = Trace::new(verbose);
         let net = Net::new(dice.fork(), trace.clone());
@@ -132,6 +144,7 @@ impl World {
             log_keep: if dice.bool() { 0 } else { dice.u64(1..40) },
             disk_micros_max: [50, 500, 5_000, 40_000][dice.usize(..4)],
             ring: if dice.bool() { dice.usize(4..24) } else { 1 << 17 },
+            clocks,
             plant,
         };
         let cluster = Cluster::new(shape.clone(), dice.fork(), net.clone(), trace.clone());
@@ -174,6 +187,9 @@ impl World {
         }
         if self.dice.u32(..5) == 0 && self.faults.members == 0 {
             self.the_quorum_is_lost().await;
+        }
+        if self.dice.u32(..6) == 0 && self.shape.voters > 1 && self.faults.members == 0 {
+            self.an_expiry_outlives_its_term().await;
         }
         self.all_is_well().await;
     }
@@ -563,6 +579,66 @@ impl World {
         stop.store(true, Ordering::Relaxed);
     }
 
+    /// E4: a leader comes back in another term, and an expiry of the old one is still on its way. As many entries as
+    /// may be in flight wait for a quorum that is gone, and the expiry behind them; the lead is given up, and whoever
+    /// has the longest log gets it again, and commits all of it.
+    async fn an_expiry_outlives_its_term(&mut self) {
+        self.end_all_faults();
+        let settled = |world: &mut Self| world.cluster.refused().is_empty() && world.leader().is_some();
+        if !self.wait(RECOVERY, settled).await {
+            return;
+        }
+        let Some((leader, term)) = self.leader() else { return };
+        let registered = Arc::new(AtomicBool::new(false));
+        let client = self.client(400);
+        tokio::spawn(client.abandon(leader.clone(), registered.clone()));
+        if !self.wait(RECOVERY, |_| registered.load(Ordering::Relaxed)).await {
+            return;
+        }
+        let (granted, ms) = (Instant::now(), Duration::from_millis);
+        let early = ms(self.dice.u64(50..200));
+        self.wait_until(granted + TTL - early).await;
+        let ids = self.cluster.ids();
+        for (from, to) in ids.iter().flat_map(|a| ids.iter().map(move |b| (*a, *b))).filter(|(a, b)| a != b) {
+            self.net.cut(from, to);
+        }
+        // One after the other: what comes together is one entry.
+        for number in 0..IN_FLIGHT + 4 {
+            let (mut client, leader) = (self.client(401 + number), leader.clone());
+            tokio::spawn(async move {
+                sleep(ms(2 * number)).await;
+                client.write_something(&leader).await;
+            });
+        }
+        // The lease has run out, and that a quorum was heard is not so long ago that this could not be said.
+        self.wait_until(granted + TTL + ms(250)).await;
+        let asked = leader.clone();
+        tokio::spawn(async move { asked.clone().call(asked.registry.transfer(None)).await });
+        let leads = |life: &Life| matches!(life.consensus.lead(), Lead::Here { term: now } if now == term);
+        self.wait(RECOVERY, |_| !leads(&leader)).await;
+        // The others cannot elect each other: its log is longer.
+        ids.iter().filter(|id| **id != leader.id).for_each(|id| self.net.heal_among(&[leader.id, *id]));
+        self.wait(RECOVERY, |world| world.leader().is_some()).await;
+        self.end_all_faults();
+        self.wait_until(Instant::now() + ms(300)).await;
+    }
+
+    async fn wait_until(&mut self, then: Instant) {
+        self.wait(then.saturating_duration_since(Instant::now()) + TICK, |_| Instant::now() >= then).await;
+    }
+
+    /// Who leads and can prove it, and in which term.
+    fn leader(&self) -> Option<(Life, u64)> {
+        self.cluster
+            .lives()
+            .into_iter()
+            .find_map(|life| life.consensus.confirmed_term().map(|term| (life, term)))
+    }
+
+    fn client(&mut self, number: u64) -> Client {
+        Client::new(number, self.cluster.clone(), self.trace.clone(), self.dice.fork(), self.stop.clone())
+    }
+
     fn end_all_faults(&mut self) {
         self.net.heal();
         for id in self.cluster.ids() {
@@ -588,42 +664,58 @@ impl World {
         tokio::spawn(async move {
             let mut client = Client::new(200, cluster.clone(), trace, dice, Arc::default());
             for id in everyone {
-                // A node that has just been added, or taken out, may not be there.
-                loop {
+                // Of one that was never added, or has been taken out, nothing is expected.
+                while cluster.judge().members().contains(&id) {
                     match cluster.life(id) {
                         Some(life) if client.try_all(&life).await => break,
-                        None if !cluster.ids().contains(&id) => break,
                         _ => sleep(Duration::from_millis(20)).await,
                     }
                 }
             }
             done.store(true, Ordering::Relaxed);
         });
-        let members = self.faults.members;
-        if !self.wait(RECOVERY, |_| succeeded.load(Ordering::Relaxed)).await {
-            if !self.hurt() && members == 0 {
-                let states = self.states();
-                self.cluster
-                    .judge()
-                    .violated(format!("C3: not everything succeeded within {RECOVERY:?}: {states}"));
-            }
+        let all_served = |world: &mut Self| {
+            // One that joined and whom nobody answered: its operator tries again.
+            world.cluster.judge().members().iter().for_each(|id| world.cluster.start(*id));
+            succeeded.load(Ordering::Relaxed)
+        };
+        if !self.wait(RECOVERY, all_served).await {
+            self.owed(&up, |states| format!("C3: not everything succeeded within {RECOVERY:?}: {states}"));
             return;
         }
         let gone = |world: &mut Self| {
-            let (revision, hash) = (world.cluster.judge().revision(), world.cluster.judge().hash());
-            let all = world.cluster.observe();
-            let agree =
-                all.iter().all(|node| (node.status.revision, node.status.catalog_hash) == (revision, hash));
-            agree && world.cluster.judge().registered().is_empty()
+            let judge = world.cluster.judge();
+            let (revision, hash, members) = (judge.revision(), judge.hash(), judge.members());
+            let mut all = world.cluster.observe().into_iter().filter(|node| members.contains(&node.id));
+            let agree = all.all(|node| (node.status.revision, node.status.catalog_hash) == (revision, hash));
+            agree && judge.registered().is_empty()
         };
-        if !self.wait(EXPIRY + TTL, gone).await && !self.hurt() && members == 0 {
-            let left = self.cluster.judge().registered().len();
-            let states = self.states();
-            self.cluster.judge().violated(format!(
-                "E2: {left} dead instances are still there, or the nodes do not agree: {states}"
-            ));
+        let mut leaders = self.cluster.judge().counts().leaders;
+        while !self.wait(EXPIRY + TTL, gone).await {
+            // Members may still change, and leaders with them: each change adds its bound.
+            let more = self.cluster.judge().counts().leaders;
+            if self.hurt() || more == leaders || self.faults.members == 0 {
+                let left = self.cluster.judge().registered().len();
+                self.owed(&up, |states| {
+                    format!("E2: {left} dead instances are still there, or the nodes do not agree: {states}")
+                });
+                break;
+            }
+            leaders = more;
         }
         self.cluster.judge().close();
+    }
+
+    /// Something that should have been did not happen. That is a violation if the nodes that are `up` can decide:
+    /// where a removal and a damaged disk have left no majority of the voters, nothing can.
+    fn owed(&self, up: &[u64], what: impl FnOnce(String) -> String) {
+        let judge = self.cluster.judge();
+        let up = up.iter().copied().filter(|id| self.cluster.ids().contains(id)).collect();
+        match judge.can_decide(&up) {
+            _ if self.hurt() => {}
+            true => judge.violated(what(self.states())),
+            false => judge.count(|counts| counts.stranded += 1),
+        }
     }
 
     fn states(&self) -> String {
