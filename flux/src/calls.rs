@@ -17,7 +17,7 @@ use crate::leader_hint::{Node, Nodes};
 use crate::metrics::Metrics;
 use crate::transport::call::Call;
 use crate::transport::{Failure, Pieces, Transport, Wire};
-use crate::{Answer, Error};
+use crate::{Answer, Error, Instance, Status, WriteOptions};
 
 /// How long one node may keep a call that another could answer, unless half of the call's limit is less. Three
 /// nodes, two of them mute, fit into the default limit of 5 s.
@@ -37,9 +37,18 @@ pub(crate) struct Calls {
     /// The longest one call may take, unless it is given a limit of its own.
     pub(crate) limit: Duration,
     nodes: Mutex<Nodes>,
+    known: Mutex<Known>,
     /// Unique to this client: with a number of `sequence` it identifies a write across retries.
     identity: String,
     sequence: AtomicU64,
+}
+
+/// The newest revision that an answer named, and whose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Empty before the first answer.
+    pub(crate) cluster_id: String,
+    pub(crate) revision: u64,
 }
 
 /// What happened to one call so far.
@@ -69,12 +78,65 @@ impl Calls {
             name,
             limit,
             nodes: Mutex::new(Nodes::new(nodes)),
+            known: Mutex::default(),
             sequence: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the answers so far say is there: a watch that begins has no use for less.
+    pub(crate) fn known(&self) -> Known {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes note of an answer's revision; of another cluster's than before, whichever it is.
+    pub(crate) fn note(&self, cluster_id: &str, revision: u64) {
+        if cluster_id.is_empty() {
+            return;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.cluster_id != cluster_id {
+            *known = Known { cluster_id: cluster_id.to_owned(), revision };
+        }
+        known.revision = known.revision.max(revision);
+    }
+
+    /// The request that registers `instance`; `why` if the options give no reason of their own.
+    pub(crate) fn register(
+        &self,
+        instance: &Instance,
+        options: WriteOptions,
+        why: &str,
+    ) -> wire::RegisterRequest {
+        wire::RegisterRequest {
+            instance: Some(instance.into()),
+            expected_revision: options.expected_revision,
+            by: if options.by.is_empty() { self.name.clone() } else { options.by },
+            why: if options.why.is_empty() { why.to_owned() } else { options.why },
+            ..Default::default()
+        }
+    }
+
+    /// The request that takes an instance out; 0 for whichever incarnation.
+    pub(crate) fn deregister(&self, id: &str, reg_rev: u64, why: &str) -> wire::DeregisterRequest {
+        let (id, by, why) = (id.to_owned(), self.name.clone(), why.to_owned());
+        wire::DeregisterRequest { id, reg_rev, by, why, ..Default::default() }
+    }
+
+    /// The request that marks an instance; 0 for whichever incarnation.
+    pub(crate) fn set_status(
+        &self,
+        id: &str,
+        status: Status,
+        reg_rev: u64,
+        why: &str,
+    ) -> wire::SetStatusRequest {
+        let status = wire::instance::Status::from(status).into();
+        let (id, by, why) = (id.to_owned(), self.name.clone(), why.to_owned());
+        wire::SetStatusRequest { id, status, reg_rev, by, why, ..Default::default() }
     }
 
     /// Identifies one write across its retries. Each ticket is for one command only; numbers begin at 1.
@@ -112,7 +174,11 @@ impl Calls {
             };
             let share = if call.repeatable() { share(limit) } else { limit };
             match self.attempt(&node, &call, share, deadline).await {
-                Ok(reply) => return Ok(answer::<C>(reply)),
+                Ok(reply) => {
+                    let answer = answer::<C>(reply);
+                    self.note(&answer.cluster_id, answer.revision);
+                    return Ok(answer);
+                }
                 Err(failure) if moves_on(&failure.error, &call) => trail.note(node, failure.error),
                 Err(failure) => return Err(trail.end::<C>(failure.error)),
             }

@@ -263,26 +263,14 @@ impl Client {
     /// no effect, so an error whose [`Error::had_no_effect`] is false means that the outcome is unknown.
     pub async fn put(&self, instance: &Instance, options: WriteOptions) -> Result<Answer<Instance>, Error> {
         instance.check()?;
-        let request = wire::RegisterRequest {
-            instance: Some(instance.into()),
-            expected_revision: options.expected_revision,
-            by: if options.by.is_empty() { self.calls.name.clone() } else { options.by },
-            why: if options.why.is_empty() { self.why.to_string() } else { options.why },
-            ..Default::default()
-        };
+        let request = self.calls.register(instance, options, &self.why);
         self.calls.call(request).await?.instance(|reply| reply.instance)
     }
 
     /// Deregisters once; only the incarnation `reg_rev` if it is given. The answer says whether something was
     /// there. Goes to another node only as [`Client::put`] does.
     pub async fn deregister(&self, id: &str, reg_rev: Option<u64>) -> Result<Answer<bool>, Error> {
-        let request = wire::DeregisterRequest {
-            id: id.to_owned(),
-            reg_rev: reg_rev.unwrap_or(0),
-            by: self.calls.name.clone(),
-            why: self.why.to_string(),
-            ..Default::default()
-        };
+        let request = self.calls.deregister(id, reg_rev.unwrap_or(0), &self.why);
         Ok(self.calls.call(request).await?.map(|reply| reply.found))
     }
 
@@ -299,14 +287,7 @@ impl Client {
         status: Status,
         reg_rev: Option<u64>,
     ) -> Result<Answer<Instance>, Error> {
-        let request = wire::SetStatusRequest {
-            id: id.to_owned(),
-            status: wire::instance::Status::from(status).into(),
-            reg_rev: reg_rev.unwrap_or(0),
-            by: self.calls.name.clone(),
-            why: self.why.to_string(),
-            ..Default::default()
-        };
+        let request = self.calls.set_status(id, status, reg_rev.unwrap_or(0), &self.why);
         self.calls.call(request).await?.instance(|reply| reply.instance)
     }
 
@@ -376,7 +357,8 @@ impl Client {
         self.calls.call(wire::RestoreRequest { instances, mode: mode.into() }).await
     }
 
-    /// Follows one service, or all. Never fails; needs a tokio runtime, like everything that runs on its own.
+    /// Follows one service, or all, from nothing older than what this client's answers have told. Never fails; needs
+    /// a tokio runtime, like everything that runs on its own.
     pub fn watch(&self, service: Option<&str>) -> Watch {
         Watch::begin(Arc::clone(&self.calls), service.unwrap_or(""))
     }
@@ -384,7 +366,7 @@ impl Client {
     /// One stream for the calls of many tasks: for programs that keep many instances, or write much. Needs gRPC,
     /// and a tokio runtime. Clone what it returns rather than asking again: each is a stream of its own.
     pub fn pipeline(&self) -> Pipeline {
-        Pipeline::begin(Arc::clone(&self.calls))
+        Pipeline::begin(Arc::clone(&self.calls), Arc::clone(&self.why))
     }
 
     async fn change_members<C>(&self, call: C) -> Result<Answer<Vec<Member>>, Error>

@@ -33,10 +33,16 @@ const QUEUE: usize = 1_024;
 /// Calls on their way at once, heartbeats and writes. The registry takes 4 096 of one stream.
 const IN_FLIGHT_MAX: usize = 2_048;
 
+/// Refusals of one call after which the stream moves to another node: what has no room for it now may have some soon,
+/// and another may have some already.
+const CROWDED_MAX: u32 = 3;
+
 /// A stream of calls, shared by all clones of it. It lives as long as one of them, or a call under way.
 #[derive(Clone, Debug)]
 pub struct Pipeline {
     calls: Arc<Calls>,
+    /// Goes with every write that gives no reason of its own; empty for none.
+    why: Arc<str>,
     orders: mpsc::Sender<Order>,
 }
 
@@ -56,10 +62,10 @@ struct Answered {
 }
 
 impl Pipeline {
-    pub(crate) fn begin(calls: Arc<Calls>) -> Pipeline {
+    pub(crate) fn begin(calls: Arc<Calls>, why: Arc<str>) -> Pipeline {
         let (orders, queue) = mpsc::channel(QUEUE);
         tokio::spawn(Carrier::new(Arc::clone(&calls)).run(queue));
-        Pipeline { calls, orders }
+        Pipeline { calls, why, orders }
     }
 
     /// As [`crate::Client::put`], with a number of its own: it is sent again within its time, also where `put` may
@@ -71,13 +77,7 @@ impl Pipeline {
         options: WriteOptions,
     ) -> Result<Answer<Instance>, Error> {
         instance.check()?;
-        let request = wire::RegisterRequest {
-            instance: Some(instance.into()),
-            expected_revision: options.expected_revision,
-            by: if options.by.is_empty() { self.calls.name.clone() } else { options.by },
-            why: options.why,
-            ..Default::default()
-        };
+        let request = self.calls.register(instance, options, &self.why);
         let answered = self.call(Call::Register(request)).await?;
         let Reply::Register(reply) = answered.reply else { return Err(mismatched()) };
         let set = reply.instance.ok_or_else(mismatched)?;
@@ -99,12 +99,7 @@ impl Pipeline {
 
     /// As [`crate::Client::deregister`], with a number of its own.
     pub async fn deregister(&self, id: &str, reg_rev: Option<u64>) -> Result<Answer<bool>, Error> {
-        let request = wire::DeregisterRequest {
-            id: id.to_owned(),
-            reg_rev: reg_rev.unwrap_or(0),
-            by: self.calls.name.clone(),
-            ..Default::default()
-        };
+        let request = self.calls.deregister(id, reg_rev.unwrap_or(0), &self.why);
         let answered = self.call(Call::Deregister(request)).await?;
         let Reply::Deregister(reply) = answered.reply else { return Err(mismatched()) };
         Ok(answer(reply.header, answered.cluster_id, reply.found))
@@ -117,13 +112,7 @@ impl Pipeline {
         status: Status,
         reg_rev: Option<u64>,
     ) -> Result<Answer<Instance>, Error> {
-        let request = wire::SetStatusRequest {
-            id: id.to_owned(),
-            status: wire::instance::Status::from(status).into(),
-            reg_rev: reg_rev.unwrap_or(0),
-            by: self.calls.name.clone(),
-            ..Default::default()
-        };
+        let request = self.calls.set_status(id, status, reg_rev.unwrap_or(0), &self.why);
         let answered = self.call(Call::SetStatus(request)).await?;
         let Reply::SetStatus(reply) = answered.reply else { return Err(mismatched()) };
         let record = reply.instance.ok_or_else(mismatched)?.into();
@@ -386,6 +375,9 @@ impl Carrier {
             self.follow(leader_of(header).as_ref(), line);
             self.due = Instant::now(); // what waits may be sent here after all
         }
+        if let Some(header) = header {
+            self.calls.note(&line.cluster_id, header.revision);
+        }
         if let Reply::Error(error) = reply {
             return self.refused(answer.seq, refusal(error), line);
         }
@@ -397,7 +389,10 @@ impl Carrier {
     /// Has a call sent again that may succeed later, here or elsewhere; hands on what stays.
     fn refused(&mut self, seq: u64, error: Error, line: &mut Line) {
         let now = Instant::now();
-        if cannot_serve(&error) && !line.moves {
+        let refusals = self.pending.get(&seq).map_or(0, |pending| pending.refusals + 1);
+        let crowded = error.code() == Code::ResourceExhausted && refusals > 0;
+        let elsewhere = cannot_serve(&error) || (crowded && refusals.is_multiple_of(CROWDED_MAX));
+        if elsewhere && !line.moves {
             let mut nodes = self.calls.nodes();
             nodes.failed(&line.node, now);
             line.moves = nodes.order(now).first() != Some(&line.node);
@@ -406,7 +401,7 @@ impl Carrier {
         pending.sent_at = None;
         if error.is_retryable() && now < pending.order.deadline {
             pending.in_doubt |= !error.had_no_effect();
-            pending.refusals += 1;
+            pending.refusals = refusals;
             pending.again_at = now + ROUND.wait(pending.refusals, &mut fastrand::Rng::new());
             pending.said = Some(error);
             self.due = self.due.min(pending.due(share(self.calls.limit), line));

@@ -18,7 +18,7 @@ use self::lease::{Lease, REGISTER_RETRY, Step};
 use crate::calls::Calls;
 use crate::error::Code;
 use crate::transport::call::Call;
-use crate::{Answer, Error, Instance, Status, client};
+use crate::{Answer, Error, Instance, Status, WriteOptions, client};
 
 /// The least time between announcing a shutdown and deregistering: balancers need it to stop sending.
 pub const DRAIN_MIN: Duration = Duration::from_millis(500);
@@ -287,14 +287,13 @@ impl Keeper {
     }
 
     async fn set_status(&mut self, status: Status, limit: Duration) -> Result<(), Error> {
-        let request = |client, seq| wire::SetStatusRequest {
-            id: self.record.id.clone(),
-            status: wire::instance::Status::from(status).into(),
-            reg_rev: self.record.reg_rev,
-            by: self.calls.name.clone(),
-            why: status.as_str().to_owned(),
-            client,
-            seq,
+        let request = |client, seq| {
+            let Instance { id, reg_rev, .. } = &self.record;
+            wire::SetStatusRequest {
+                client,
+                seq,
+                ..self.calls.set_status(id, status, *reg_rev, status.as_str())
+            }
         };
         let answer = write(&self.calls, limit, request).await?;
         self.keep(answer.instance(|reply| reply.instance)?.value);
@@ -338,13 +337,9 @@ impl Keeper {
     }
 
     async fn deregister(&self) -> Result<(), Error> {
-        let request = |client, seq| wire::DeregisterRequest {
-            id: self.record.id.clone(),
-            reg_rev: self.record.reg_rev,
-            by: self.calls.name.clone(),
-            why: "shut down".to_owned(),
-            client,
-            seq,
+        let request = |client, seq| {
+            let Instance { id, reg_rev, .. } = &self.record;
+            wire::DeregisterRequest { client, seq, ..self.calls.deregister(id, *reg_rev, "shut down") }
         };
         match write(&self.calls, DEREGISTER_MAX, request).await {
             Ok(_) => Ok(()),
@@ -386,13 +381,9 @@ impl Keeper {
 
 /// One attempt, harmless to repeat.
 async fn register(calls: &Calls, instance: &Instance, why: &str) -> Result<Instance, Error> {
-    let request = |client, seq| wire::RegisterRequest {
-        instance: Some(instance.into()),
-        expected_revision: None,
-        by: calls.name.clone(),
-        why: why.to_owned(),
-        client,
-        seq,
+    let request = |client, seq| {
+        let request = calls.register(instance, WriteOptions::default(), why);
+        wire::RegisterRequest { client, seq, ..request }
     };
     let answer = write(calls, REGISTER_MAX.min(calls.limit), request).await.map_err(|error| {
         // The next attempt has a number of its own.

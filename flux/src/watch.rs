@@ -245,7 +245,7 @@ impl Follower {
     }
 
     async fn open(&mut self, node: &Node) -> Followed {
-        let open = self.cursor.open(&self.service, &self.calls.name);
+        let open = self.cursor.open(&self.service, &self.calls.name, self.calls.known());
         let opening = timeout(SILENCE_MAX, self.calls.wire.grpc().watch(node, open));
         let stream = opening.await.map_err(|_| Left::node("the node does not answer"))??;
         self.read(stream).await
@@ -273,7 +273,7 @@ impl Follower {
         let mut _connected = None;
         loop {
             let next = tokio::time::Instant::now() + POLL_GAP;
-            let open = self.cursor.open(&self.service, &self.calls.name);
+            let open = self.cursor.open(&self.service, &self.calls.name, self.calls.known());
             let held = open.after_revision;
             let polling = timeout(SILENCE_MAX, self.calls.wire.rest().poll(node, &open, POLL_WAIT));
             let messages = polling.await.map_err(|_| Left::node("the node does not answer"))??;

@@ -123,7 +123,9 @@ impl Rest {
         let request = Request::new(Method::GET, &["watch"])
             .query("service", Some(&open.service).filter(|service| !service.is_empty()))
             .query("cluster_id", Some(&open.cluster_id).filter(|id| !id.is_empty()))
-            .query("since", Some(open.after_revision))
+            // Who begins holds nothing, not even what was there at revision 0.
+            .query("since", Some(open.after_revision).filter(|_| open.min_revision == 0))
+            .query("min_revision", Some(open.min_revision).filter(|revision| *revision > 0))
             .query("wait", Some(format!("{}s", wait.as_secs())));
         Ok(self.send::<Poll>(node, request).await?.updates)
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use proto::registry::v1 as wire;
 use wire::watch_response::Kind;
 
+use crate::calls::Known;
 use crate::{Event, Instance, Update};
 
 /// A position in the history of one cluster.
@@ -38,15 +39,20 @@ impl Cursor {
         self.revision
     }
 
-    /// How a stream resumes here. What was left of an unfinished snapshot is dropped.
-    pub(crate) fn open(&mut self, service: &str, watcher: &str) -> wire::WatchOpen {
+    /// How a stream resumes here; one that only begins begins with no less than what is `known` from elsewhere. What
+    /// was left of an unfinished snapshot is dropped.
+    pub(crate) fn open(&mut self, service: &str, watcher: &str, known: Known) -> wire::WatchOpen {
         self.snapshot = None;
+        let (cluster_id, min_revision) = match self.cluster_id.is_empty() {
+            true if known.revision > 0 => (known.cluster_id, known.revision),
+            _ => (self.cluster_id.clone(), 0),
+        };
         wire::WatchOpen {
             service: service.to_owned(),
-            cluster_id: self.cluster_id.clone(),
+            cluster_id,
             after_revision: self.revision,
             watcher: watcher.to_owned(),
-            ..Default::default()
+            min_revision,
         }
     }
 

@@ -8,6 +8,7 @@ use wire::watch_response::Kind;
 
 use super::*;
 use crate::View;
+use crate::calls::Known;
 use crate::metrics::Metrics;
 
 fn header(cluster_id: &str, revision: u64) -> Option<wire::ResponseHeader> {
@@ -38,6 +39,28 @@ fn events(cluster_id: &str, reached: u64, events: Vec<wire::Event>) -> wire::Wat
     wire::WatchResponse { header: header(cluster_id, reached), kind: Some(kind) }
 }
 
+#[test]
+fn a_watch_begins_with_no_less_than_is_known() {
+    check(
+        "
+        open
+        open c1 0
+        open c1 7
+        reset c1 8 a
+        open c1 9
+        open c2 9
+        ",
+        expect![[r#"
+            open                     after 0 of ""
+            open c1 0                after 0 of ""
+            open c1 7                after 0 of "c1", at least 7
+            reset c1 8 a             tell reset 8 a
+            open c1 9                after 8 of "c1"
+            open c2 9                after 8 of "c1"
+        "#]],
+    );
+}
+
 /// Runs a script of messages against a fresh cursor. `events c1 9 7+a 8-b` reaches 9 with a put of a at 7 and an
 /// expiry of b at 8. `open` shows how a stream resumes.
 fn check(script: &str, want: Expect) {
@@ -48,10 +71,14 @@ fn check(script: &str, want: Expect) {
         let revision = words.get(2).map_or(0, |text| text.parse().expect("a revision"));
         let rest = words.get(3..).unwrap_or_default();
         let message = match words[0] {
+            // `open c1 7`: answers of cluster c1 have named revision 7.
             "open" => {
-                let open = cursor.open("pay", "lb-1");
-                writeln!(out, "{line:<24} after {} of {:?}", open.after_revision, open.cluster_id)
+                let known = words.get(1).map_or("", |cluster_id| cluster_id).to_owned();
+                let open = cursor.open("pay", "lb-1", Known { cluster_id: known, revision });
+                write!(out, "{line:<24} after {} of {:?}", open.after_revision, open.cluster_id)
                     .expect("strings take everything");
+                let least = (open.min_revision > 0).then(|| format!(", at least {}", open.min_revision));
+                writeln!(out, "{}", least.unwrap_or_default()).expect("strings take everything");
                 continue;
             }
             "reset" => reset(words[1], revision, rest, true, false),
@@ -238,7 +265,7 @@ proptest! {
         }).collect();
         let (mut cursor, mut view) = (Cursor::default(), View::default());
         for (applied, piece, again, whole) in streams {
-            let open = cursor.open("", "");
+            let open = cursor.open("", "", Known::default());
             prop_assert_eq!(open.after_revision, view.revision());
             for message in sent(&history, applied.min(revision), &open, piece, again).into_iter().take(whole) {
                 let update = match cursor.take(message) {

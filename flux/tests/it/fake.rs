@@ -44,6 +44,8 @@ struct Records {
     log: Vec<String>,
     /// Client and number of every write that came, applied or not.
     tickets: Vec<(String, u64)>,
+    /// The reasons that writes of pipelines gave.
+    reasons: Vec<String>,
 }
 
 /// One node.
@@ -108,6 +110,10 @@ impl Catalog {
 
     pub fn tickets(&self) -> Vec<(String, u64)> {
         self.lock().tickets.clone()
+    }
+
+    pub fn reasons(&self) -> Vec<String> {
+        self.lock().reasons.clone()
     }
 
     /// Registers `id` as of the service `pay`, from nowhere.
@@ -286,6 +292,7 @@ impl Node {
         out: mpsc::Sender<Result<wire::PipelineResponse, Status>>,
     ) {
         while let Ok(Some(wire::PipelineRequest { seq, call: Some(call) })) = requests.message().await {
+            self.note_reason(&call);
             let (mut breaks, mut refusal) = (false, None);
             self.set(|knobs| {
                 knobs.piped += 1;
@@ -326,6 +333,21 @@ impl Node {
             Call::SetStatus(call) => self.note(call.client.clone(), call.seq),
             Call::Heartbeat(_) => {}
         }
+    }
+
+    fn note_reason(&self, call: &Call) {
+        let reason = match call {
+            Call::Register(call) => &call.why,
+            Call::Deregister(call) => &call.why,
+            Call::SetStatus(call) => &call.why,
+            Call::Heartbeat(_) => return,
+        };
+        self.catalog.lock().reasons.push(reason.clone());
+    }
+
+    /// Whether a watch asks for more than this node has applied.
+    fn is_behind(&self, cluster_id: &str, min_revision: u64) -> bool {
+        cluster_id == self.catalog.lock().cluster_id && min_revision > self.revision()
     }
 
     async fn carry_out(&self, call: Call) -> Reply {
@@ -483,6 +505,9 @@ impl Registry for Node {
         else {
             return Err(Status::invalid_argument("open first"));
         };
+        if self.is_behind(&open.cluster_id, open.min_revision) {
+            return Err(Status::unavailable("the watch needs more"));
+        }
         let (out, stream) = mpsc::channel(4);
         tokio::spawn(self.clone().stream(open, out));
         Ok(ReceiverStream::new(stream).into())
@@ -673,6 +698,9 @@ async fn poll(State(node): State<Node>, params: Params) -> Response {
         return json::<wire::GetResponse>(Err(refused));
     }
     let text = |name: &str| params.get(name).cloned().unwrap_or_default();
+    if node.is_behind(&text("cluster_id"), number(&params, "min_revision")) {
+        return problem(503, &serde_json::json!({"title": "the watch needs more", "code": "NOT_READY"}));
+    }
     let news = || node.news(&text("cluster_id"), number(&params, "since"), &text("service"));
     let wait = text("wait").trim_end_matches('s').parse().map_or(Duration::ZERO, Duration::from_secs);
     let mut revisions = node.catalog.revision.subscribe();

@@ -121,6 +121,36 @@ async fn what_passes_is_waited_for() {
     assert!(nodes[0].knobs().piped > 0, "it was asked first");
 }
 
+/// One that stays full is left after some tries, for one that may have room.
+#[tokio::test]
+async fn a_node_that_stays_full_is_left() {
+    for code in ["OVERLOADED", "DISK_FULL"] {
+        let catalog = Catalog::new("c1");
+        let nodes = two(&catalog).await;
+        nodes[0].set(|knobs| knobs.refusal = Some(refusal(code)));
+        let pipeline = pipeline([nodes[0].url(), nodes[1].url()], Duration::from_secs(15));
+        assert_eq!(register(&pipeline).await.expect("the other has room"), 2, "{code}");
+        assert!(nodes[0].knobs().piped > 1, "{code}: it may pass, so it is tried again here first");
+    }
+}
+
+/// A client's reason goes with every write of its pipelines that gives none.
+#[tokio::test]
+async fn a_pipeline_gives_its_clients_reason() {
+    let catalog = Catalog::new("c1");
+    let node = Node::start(&catalog).await;
+    let client = Client::connect([node.url()]).expect("a client");
+    let pipeline = client.because("deploy 7").pipeline();
+    register(&pipeline).await.expect("registered");
+    let own = WriteOptions { why: "by hand".to_owned(), ..Default::default() };
+    soon("an answer", pipeline.register(&Instance::new("pay", "h", 80), own)).await.expect("registered");
+    soon("an answer", pipeline.set_status("pay-h-80", flux::Status::Draining, None)).await.expect("marked");
+    soon("an answer", pipeline.deregister("pay-h-80", None)).await.expect("gone");
+    assert_eq!(catalog.reasons(), ["deploy 7", "by hand", "deploy 7", "deploy 7"]);
+    register(&client.pipeline()).await.expect("registered");
+    assert_eq!(catalog.reasons().last().map(String::as_str), Some(""));
+}
+
 /// A node that takes calls and does not answer them, other calls aside, costs at most half of a call's limit.
 #[tokio::test]
 async fn a_node_that_keeps_a_call_is_left_within_the_limit() {

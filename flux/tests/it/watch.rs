@@ -123,6 +123,27 @@ async fn a_node_that_is_behind_is_never_believed() {
     assert_eq!((holder.resets, &holder.revisions[..]), (1, &[6][..]));
 }
 
+/// What a client has been answered is there: a watch of it does not begin before that, at whichever node.
+#[tokio::test]
+async fn a_watch_begins_with_what_the_client_knows() {
+    for transport in [Transport::Grpc, Transport::Rest] {
+        let catalog = Catalog::new("c1");
+        let (fresh, behind) = (Node::start(&catalog).await, Node::start(&catalog).await);
+        behind.set(|knobs| knobs.stuck_at = Some(3));
+        catalog.put_five();
+        let client =
+            Client::builder([fresh.url(), behind.url()]).transport(transport).build().expect("a client");
+        let known = client.list(None).await.expect("the first node answers").revision;
+        assert_eq!(known, 5);
+        // Each begins at a node by chance.
+        for _ in 0..12 {
+            let mut watch = client.watch(None);
+            let first = soon("a first update", watch.next()).await;
+            assert!(matches!(first, Update::Reset { revision: 5, .. }), "{transport}: {first:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_node_that_lost_its_leader_is_left_for_one_that_has_it() {
     let catalog = Catalog::new("c1");
