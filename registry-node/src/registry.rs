@@ -427,7 +427,10 @@ impl Registry {
         let known = if ours || cluster_id.is_empty() { min_revision } else { 0 };
         let needed = resume.unwrap_or(0).max(known);
         self.hub.reached(needed, Instant::now() + WATCH_CATCH_UP).await.map_err(|at| Error::NotReady {
-            why: format!("it has applied revision {at}, the watch needs {needed}"),
+            why: format!(
+                "it has applied revision {at}, the watch needs {needed}; if that is another cluster's, name its \
+                 cluster_id with it"
+            ),
         })?;
         let too_many =
             || Error::Overloaded { what: format!("watchers: this node serves {}", limits.watchers_max) };

@@ -301,6 +301,11 @@ pub fn instance(record: &Record) -> pb::Instance {
     }
 }
 
+/// Records.
+pub fn instances(records: &[Arc<Record>]) -> Vec<pb::Instance> {
+    records.iter().map(|record| instance(record)).collect()
+}
+
 /// A member, in an answer.
 pub fn member(from: &Member) -> pb::Member {
     pb::Member {
@@ -323,8 +328,7 @@ pub fn members(answer: Answer<Vec<Member>>) -> pb::MembersResponse {
 
 /// Records as the answer to a list.
 pub fn list(answer: Answer<Vec<Arc<Record>>>) -> pb::ListResponse {
-    let instances = answer.value.iter().map(|record| instance(record)).collect();
-    pb::ListResponse { header: Some(header(&answer.header)), instances }
+    pb::ListResponse { header: Some(header(&answer.header)), instances: instances(&answer.value) }
 }
 
 /// What became of an instance.
@@ -397,27 +401,32 @@ pub fn node_status(head: &Header, status: NodeStatus) -> pb::StatusResponse {
 }
 
 /// An update as messages of a stream: a snapshot in parts, or whole revisions. Each message's header says which
-/// revision its receiver holds after it.
-pub fn watch_messages(head: &Header, update: &Update) -> Vec<pb::WatchResponse> {
+/// revision its receiver holds after it, and each is made when it is taken: of a snapshot, which all who are sent it
+/// share, no more than a part exists for one of them.
+pub fn watch_messages(
+    head: &Header,
+    update: Update,
+) -> impl Iterator<Item = pb::WatchResponse> + Send + use<> {
+    let header = pb::ResponseHeader { revision: update.revision(), ..header(head) };
+    let messages = if let Update::Reset { snapshot, .. } = &update { snapshot.parts() } else { 1 };
+    (0..messages).map(move |nth| pb::WatchResponse {
+        header: Some(header.clone()),
+        kind: Some(watch_message(&update, nth)),
+    })
+}
+
+fn watch_message(update: &Update, nth: usize) -> pb::watch_response::Kind {
     use pb::watch_response::Kind;
-    let message = |kind| {
-        let header = pb::ResponseHeader { revision: update.revision(), ..header(head) };
-        pb::WatchResponse { header: Some(header), kind: Some(kind) }
-    };
     match update {
         Update::Reset { snapshot, .. } => {
-            let part = |part| pb::WatchReset {
-                instances: snapshot.part(part).iter().map(|record| instance(record)).collect(),
-                more: part + 1 < snapshot.parts(),
-                first: part == 0,
-            };
-            (0..snapshot.parts()).map(|number| message(Kind::Reset(part(number)))).collect()
+            let (first, more) = snapshot.place(nth);
+            Kind::Reset(pb::WatchReset { instances: instances(snapshot.part(nth)), more, first })
         }
         Update::Events { batches, .. } => {
             let events = batches.iter().flat_map(|shared| &shared.batch().events).map(event).collect();
-            vec![message(Kind::Events(pb::WatchEvents { events }))]
+            Kind::Events(pb::WatchEvents { events })
         }
-        Update::Progress { .. } => vec![message(Kind::Progress(pb::WatchProgress {}))],
+        Update::Progress { .. } => Kind::Progress(pb::WatchProgress {}),
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! `convert` is the one place where the domain meets the wire: messages both ways, and one table from an error to
 //! its gRPC status, HTTP status and hints. `grpc`, `rest` and `legacy` only read a request, call one use case and
-//! write the answer; `pipeline` does so for many calls of one
-//! stream, `watch` follows changes; `health` answers probes and scrapes, `observe` stands around every request, `serve` carries connections and guards against bad ones.
+//! write the answer; `pipeline` does so for many calls of one stream, and `watch` sends changes. `health` and
+//! `scrape` answer probes and scrapes. `observe` stands around every request, `serve` carries connections, and
+//! `stall` lets go of clients that read no more.
 
 mod convert;
 mod grpc;

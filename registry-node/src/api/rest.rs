@@ -11,9 +11,10 @@ use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, future, stream};
 use proto::registry::v1 as pb;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -241,12 +242,6 @@ struct WatchQuery {
     wait: Option<String>,
 }
 
-/// What a long poll answers: one update, in one message or more.
-#[derive(Serialize)]
-struct Updates {
-    updates: Vec<pb::WatchResponse>,
-}
-
 async fn watch(
     State(api): State<Api>,
     Params(query): Params<WatchQuery>,
@@ -259,6 +254,10 @@ async fn watch(
     // A browser that reconnects asks for the same URL again: what it says besides is newer.
     let (cluster_id, since) = match last_event_id(&headers) {
         Some((cluster_id, revision)) => (cluster_id.to_owned(), Some(revision)),
+        // Who names no cluster has asked no other: as with an ETag, what it holds is this one's. 0 is nothing held.
+        None if cluster_id.is_empty() && since.is_some_and(|revision| revision > 0) => {
+            (api.registry.header().cluster_id.to_string(), since)
+        }
         None => (cluster_id, since),
     };
     let watcher = api.registry.watch(service, &cluster_id, since, min_revision, via.peer()).await;
@@ -270,8 +269,8 @@ async fn watch(
     }
     let update = long_poll(watcher, Instant::now() + wait, via.stop()).await;
     let update = update.map_err(|error| api.problem(error))?;
-    let updates = convert::watch_messages(&api.registry.header(), &update);
-    Ok(Json(Updates { updates }).into_response())
+    let body = Body::from_stream(stall::noticed(polled(messages(&api, update))));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// The next update that is more than progress; at the deadline, or when this node stops, how far the client is.
@@ -289,6 +288,26 @@ async fn long_poll(
     }
 }
 
+/// What a long poll answers: `{"updates": [...]}`, one update in one message or more.
+fn polled(
+    messages: impl Iterator<Item = pb::WatchResponse> + Send,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+    let messages = messages.zip(0_u64..).map(|(message, nth)| {
+        let mut text = if nth == 0 { br#"{"updates":["#.to_vec() } else { b",".to_vec() };
+        serde_json::to_writer(&mut text, &message).expect("our messages are JSON");
+        Bytes::from(text)
+    });
+    stream::iter(messages.chain([Bytes::from_static(b"]}")]).map(Ok))
+}
+
+/// The messages of an update, each made when it is taken. Others may wait until all of a snapshot is.
+fn messages(api: &Api, update: Update) -> impl Iterator<Item = pb::WatchResponse> + Send + use<> {
+    let hurry = matches!(update, Update::Reset { .. }).then(stall::hurry);
+    convert::watch_messages(&api.registry.header(), update).inspect(move |_| {
+        let _as_long_as_this = &hurry;
+    })
+}
+
 /// A watch as server-sent events, until this node stops or the client has to resume.
 fn server_sent(
     api: Api,
@@ -297,8 +316,7 @@ fn server_sent(
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> {
     stream::unfold((api, watcher, stop), async |(api, mut watcher, stop)| {
         let update = stop.run_until_cancelled(watcher.next()).await?.ok()?;
-        let messages = convert::watch_messages(&api.registry.header(), &update);
-        Some((messages, (api, watcher, stop)))
+        Some((messages(&api, update), (api, watcher, stop)))
     })
     .flat_map(stream::iter)
     .map(|message| {

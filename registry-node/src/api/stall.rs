@@ -4,13 +4,17 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::{Stream, future};
 use hyper::rt::Executor;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// How long a client may leave a stream unread that holds what others wait for. A part of a snapshot is a quarter of
+/// a MiB: whoever reads 50 KiB a second is never let go for it.
+const HURRY: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
     /// Of whoever carries the stream that this task makes.
@@ -26,11 +30,14 @@ struct Read {
     begun: Instant,
     /// Milliseconds since `begun` and one; 0 while no stream is watched over.
     asked: AtomicU64,
+    /// Whether others wait for what the stream holds.
+    hurried: AtomicBool,
 }
 
 impl Reader {
     fn new() -> Reader {
-        Reader(Arc::new(Read { begun: Instant::now(), asked: AtomicU64::new(0) }))
+        let (asked, hurried) = (AtomicU64::new(0), AtomicBool::new(false));
+        Reader(Arc::new(Read { begun: Instant::now(), asked, hurried }))
     }
 
     fn note(&self) {
@@ -44,7 +51,30 @@ impl Reader {
 
     fn patience_ends(&self, stall_max: Duration) -> Option<Instant> {
         let asked = self.0.asked.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.0.begun + Duration::from_millis(asked) + stall_max)
+        let hurried = self.0.hurried.load(Ordering::Relaxed);
+        let patience = if hurried { stall_max.min(HURRY) } else { stall_max };
+        Some(self.0.begun + Duration::from_millis(asked) + patience)
+    }
+}
+
+/// While it lives, others wait for what the stream of this task holds: its client has less time to read on.
+#[derive(Debug)]
+pub struct Hurry(Option<Reader>);
+
+/// Begins to hurry the client of the stream that this task carries.
+pub fn hurry() -> Hurry {
+    let reader = READER.try_with(Reader::clone).ok();
+    if let Some(reader) = &reader {
+        reader.0.hurried.store(true, Ordering::Relaxed);
+    }
+    Hurry(reader)
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        if let Some(reader) = &self.0 {
+            reader.0.hurried.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -93,6 +123,9 @@ pub fn unless_stalled<F: Future>(
         }
         let Some(ends) = reader.patience_ends(stall_max) else { return Poll::Pending };
         let sleep = patience.get_or_insert_with(|| Box::pin(sleep_until(ends)));
+        if ends < sleep.deadline() {
+            sleep.as_mut().reset(ends);
+        }
         loop {
             ready!(sleep.as_mut().poll(cx));
             if ends <= Instant::now() {
@@ -156,6 +189,31 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_is_read_no_more_is_let_go() {
         assert_eq!(carry(Duration::from_millis(200), 1, false).await, None);
+    }
+
+    /// A stream that holds what others wait for is let go soon, and only while it does.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_others_wait_for_is_let_go_sooner() {
+        let carry = async |hurried: Duration, unread: Duration| {
+            let begun = Instant::now();
+            let carried = unless_stalled(12 * HURRY, async move {
+                let mut stream = pin!(noticed(futures_util::stream::repeat(())));
+                stream.next().await;
+                // The stall is noticed anew at every poll: the timer of the long patience runs already.
+                sleep(Duration::from_millis(1)).await;
+                let hurry = hurry();
+                stream.next().await;
+                sleep(hurried).await;
+                drop(hurry);
+                stream.next().await;
+                sleep(unread).await;
+            });
+            (carried.await, begun.elapsed())
+        };
+        let (carried, took) = carry(2 * HURRY, Duration::ZERO).await;
+        assert!(carried.is_none() && took < 2 * HURRY, "{took:?}");
+        let (carried, took) = carry(HURRY / 2, 2 * HURRY).await;
+        assert!(carried.is_some() && took > 2 * HURRY, "{took:?}");
     }
 
     #[tokio::test]

@@ -138,12 +138,13 @@ struct Messages {
     ended: bool,
 }
 
-/// A snapshot on its way, part by part. Its turn is given back with it.
+/// A snapshot on its way, part by part. Its turn is given back with it, for which others may wait.
 struct Reset {
     head: Arc<Head>,
     snapshot: Arc<Snapshot>,
     part: usize,
     _turn: OwnedSemaphorePermit,
+    _hurry: stall::Hurry,
 }
 
 impl Stream for Messages {
@@ -170,7 +171,8 @@ impl Stream for Messages {
             };
             match next {
                 Some(Ok((head, Update::Reset { snapshot, turn }))) => {
-                    this.reset = Some(Reset { head, snapshot, part: 0, _turn: turn });
+                    let _hurry = stall::hurry();
+                    this.reset = Some(Reset { head, snapshot, part: 0, _turn: turn, _hurry });
                 }
                 Some(Ok((head, Update::Events { revision, batches }))) => {
                     this.ready.push_back(events(&head, revision, &batches));
@@ -209,11 +211,12 @@ impl Reset {
     fn write(&mut self, ready: &mut VecDeque<Bytes>) -> bool {
         let (part, parts) = (self.part, self.snapshot.parts());
         let instances = self.snapshot.wire(part, |records| {
-            let instances = records.iter().map(|record| convert::instance(record)).collect();
+            let instances = convert::instances(records);
             pb::WatchReset { instances, ..Default::default() }.encode_to_vec().into()
         });
         let mut marks = BytesMut::new();
-        for (tag, mark) in [(2, part + 1 < parts), (3, part == 0)] {
+        let (first, more) = self.snapshot.place(part);
+        for (tag, mark) in [(2, more), (3, first)] {
             if mark {
                 encoding::bool::encode(tag, &true, &mut marks);
             }

@@ -77,6 +77,11 @@ impl Snapshot {
         self.parts.len()
     }
 
+    /// Whether a part is the first, and whether others follow it.
+    pub fn place(&self, part: usize) -> (bool, bool) {
+        (part == 0, part + 1 < self.parts())
+    }
+
     /// The records of a part.
     pub fn part(&self, part: usize) -> &[Arc<Record>] {
         &self.records[self.parts[part].0.clone()]

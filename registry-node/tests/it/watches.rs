@@ -7,7 +7,7 @@ use proto::registry::v1::pipeline_request::Call;
 use proto::registry::v1::registry_client::RegistryClient;
 use proto::registry::v1::watch_response::Kind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -230,6 +230,78 @@ async fn a_poll_from_the_beginning_waits_for_the_first_change() {
     assert_eq!(call("PUT", &format!("{base}/v1/instances/w-1"), body).await.status, 201);
     let update = waiting.await.expect("no panic");
     assert_eq!(update["events"]["events"][0]["instance"]["id"], "w-1", "{update}");
+
+    // Who names no cluster has asked no other: what it holds is this one's, unless it holds nothing.
+    assert!(poll("since=1&wait=100ms").await["progress"].is_object());
+    assert!(poll("since=0&wait=100ms").await["reset"].is_object());
+    assert!(poll("cluster_id=another&since=1&wait=100ms").await["reset"].is_object());
+    assert_eq!(call("PUT", &format!("{base}/v1/instances/w-2"), body).await.status, 201);
+    let update = poll("since=1&wait=4s").await;
+    assert_eq!(update["events"]["events"][0]["instance"]["id"], "w-2", "{update}");
+    let ahead = call("GET", &format!("{base}/v1/watch?service=w&since=1000"), "").await;
+    assert_eq!(ahead.status, 503);
+    assert!(ahead.json()["detail"].as_str().is_some_and(|why| why.contains("name its cluster_id")));
+}
+
+/// Who follows a large catalog is sent it in parts, whatever the protocol: many who read none of it cost a part each,
+/// and keep nobody else from being sent it for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_catalog_is_sent_in_parts_and_its_turns_come_round() {
+    const RECORDS: u64 = 1_200;
+    const UNREAD: usize = 64;
+    const EACH_MAX: usize = 4 << 20;
+    let cluster = Cluster::start(1, &[]).await;
+    let node = &cluster.nodes[0];
+    let mut client = RegistryClient::connect(node.grpc.clone()).await.expect("it listens");
+    write_large(&mut client, RECORDS, RECORDS).await;
+
+    let whole = call("GET", &format!("{}/v1/watch?service=busy", node.rest), "").await.json();
+    let parts = whole["updates"].as_array().expect("updates");
+    let mark = |part: &serde_json::Value, name: &str| part["reset"][name].as_bool().unwrap_or(false);
+    assert!(parts.len() > 10, "{} parts", parts.len());
+    let is_placed =
+        |(nth, part)| (mark(part, "first"), mark(part, "more")) == (nth == 0, nth + 1 < parts.len());
+    assert!(parts.iter().enumerate().all(is_placed));
+    let instances: usize =
+        parts.iter().filter_map(|part| part["reset"]["instances"].as_array()).map(Vec::len).sum();
+    assert_eq!(instances as u64, RECORDS);
+
+    let before = node.resident_bytes();
+    let mut unread = Vec::new();
+    for nth in 0..UNREAD {
+        let accept = if nth % 2 == 0 { "text/event-stream" } else { "application/json" };
+        unread.push(leave_unread(&node.rest, accept).await);
+    }
+    let each = node.resident_bytes().saturating_sub(before) / UNREAD;
+    println!("{each} bytes each");
+    assert!(each < EACH_MAX, "{each} bytes each");
+    // All turns are taken, by clients that are still there.
+    let begun = Instant::now();
+    loop {
+        let told = match open(&mut client, "busy", "", 0).await {
+            Ok((mut stream, _open)) => stream.message().await,
+            Err(status) => Err(status),
+        };
+        match told {
+            Ok(told) => break assert!(matches!(told.expect("a message").kind, Some(Kind::Reset(_)))),
+            Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}"),
+        }
+        assert!(begun.elapsed() < PATIENCE, "nobody else is sent the catalog");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A watch of the service `busy` whose answer has begun and is not read.
+async fn leave_unread(node: &str, accept: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // What the kernel takes in would have the node believe that it is read.
+    socket.set_recv_buffer_size(4 << 10).expect("it can be set");
+    let address = node.trim_start_matches("http://").parse().expect("an address");
+    let mut stream = socket.connect(address).await.expect("it listens");
+    let request = format!("GET /v1/watch?service=busy HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it is open");
+    timeout(PATIENCE, stream.read_exact(&mut [0])).await.expect("in time").expect("an answer");
+    stream
 }
 
 /// Clients that stay connected and read nothing of their watches are let go; nobody else waits for them. Once the
@@ -307,9 +379,14 @@ async fn overfill(client: &mut RegistryClient<Channel>, node: &str, after: u64) 
 
 /// Changes the 20 large records of a service so many times, all on one stream.
 async fn change(client: &mut RegistryClient<Channel>, count: u64) {
+    write_large(client, count, 20).await;
+}
+
+/// Writes large records of a service so many times, to so many ids in turns, all on one stream.
+async fn write_large(client: &mut RegistryClient<Channel>, count: u64, ids: u64) {
     let register = |seq: u64| {
         let instance = pb::Instance {
-            id: format!("busy-{}", seq % 20),
+            id: format!("busy-{}", seq % ids),
             service: "busy".to_owned(),
             url: "http://127.0.0.1:1".to_owned(),
             ttl_ms: 600_000,

@@ -105,7 +105,7 @@ fn revision(message: &pb::WatchResponse) -> u64 {
 
 fn reset(records: Vec<Arc<Record>>) -> Vec<pb::WatchResponse> {
     let turn = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("one is free");
-    watch_messages(&head(), &Update::Reset { snapshot: Arc::new(Snapshot::new(70, records)), turn })
+    watch_messages(&head(), Update::Reset { snapshot: Arc::new(Snapshot::new(70, records)), turn }).collect()
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn revisions_of_an_update_share_a_message_that_reaches_its_end() {
         Arc::new(Shared::new(Arc::new(Batch { revision, events: vec![event(revision), event(revision)] })))
     };
     let update = Update::Events { revision: 9, batches: vec![batch(3), batch(5)] };
-    let messages = watch_messages(&head(), &update);
+    let messages: Vec<_> = watch_messages(&head(), update).collect();
     assert_eq!(messages.iter().map(revision).collect::<Vec<_>>(), [9]);
     let Some(pb::watch_response::Kind::Events(events)) = &messages[0].kind else { panic!("{messages:?}") };
     assert_eq!(events.events.iter().map(|event| event.revision).collect::<Vec<_>>(), [3, 3, 5, 5]);

@@ -81,7 +81,7 @@ fn what_is_sent_are_the_messages_of_the_contract() {
     };
     for header in [head(Duration::ZERO, 0), head(Duration::from_millis(1_234), 8)] {
         for (update, same) in updates().into_iter().zip(updates()) {
-            let expected = convert::watch_messages(&header, &update);
+            let expected: Vec<_> = convert::watch_messages(&header, update).collect();
             assert_eq!(sent(Arc::new(Head::new(&header)), same), expected);
         }
     }
