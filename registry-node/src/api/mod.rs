@@ -20,6 +20,7 @@ mod serve;
 mod stall;
 mod watch;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Router;
@@ -34,18 +35,28 @@ use reply::Problem;
 
 pub use serve::serve;
 
-/// What every handler has at hand. Cheap to clone.
+/// What every handler has at hand. Cheap to clone, and small: every stream holds one.
 #[derive(Clone)]
-struct Api {
+struct Api(Arc<Parts>);
+
+struct Parts {
     registry: Registry,
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     heads: watch::Heads,
 }
 
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
 /// Everything the client ports serve: REST and gRPC, told apart by path.
 pub fn router(registry: Registry, metrics: Arc<Metrics>, limits: Arc<Limits>) -> Router {
-    let api = Api { registry, limits, metrics, heads: watch::Heads::default() };
+    let api = Api(Arc::new(Parts { registry, limits, metrics, heads: watch::Heads::default() }));
     Router::new()
         .merge(rest::routes())
         .merge(legacy::routes())

@@ -2,7 +2,8 @@
 //!
 //! Both protocols come on one port: a connection that begins with HTTP/2's preface is HTTP/2, any other is
 //! HTTP/1.1. Every wait for a client has an end: for its first bytes, for its first request's head, for its next
-//! request, for an answer to a ping. When this node stops, connections are told, finish what they are at, and are dropped after a grace.
+//! request, for an answer to a ping. When this node stops, connections are told, finish what they are at, and are
+//! dropped after a grace.
 
 use std::convert::Infallible;
 use std::future;
@@ -45,6 +46,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// HTTP/2 pings of an idle connection, and how long their answers may take: a dead peer is noticed in 7 s.
 const PING_EVERY: Duration = Duration::from_secs(4);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Bytes of a stream that wait for its client's window: what one that stops reading costs, besides a message.
+const SEND_BYTES_MAX: usize = 64 << 10;
 
 /// How long requests under way may go on when this node stops; longer than a call waits for a leader.
 const GRACE: Duration = Duration::from_secs(5);
@@ -115,7 +119,8 @@ async fn carry(
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(Connection { peer, stop: stop.clone() });
-        let answer = router.clone().oneshot(request.map(Body::new));
+        // Gone with the answer's head: a stream would keep the room for it as long as it lasts.
+        let answer = Box::pin(router.clone().oneshot(request.map(Body::new)));
         async move { Ok::<Response, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });
     let http = builder(&limits);
@@ -157,6 +162,7 @@ fn builder(limits: &Limits) -> auto::Builder<Carrying> {
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(limits.streams_per_connection_max)
+        .max_send_buf_size(SEND_BYTES_MAX)
         .max_header_list_size(limits.head_bytes_max as u32);
     http
 }

@@ -304,8 +304,8 @@ impl Head {
 }
 
 /// The newest head, made anew when it has become old.
-#[derive(Clone, Default)]
-pub struct Heads(Arc<Mutex<Option<Arc<Head>>>>);
+#[derive(Default)]
+pub struct Heads(Mutex<Option<Arc<Head>>>);
 
 impl Heads {
     fn now(&self, api: &Api) -> Arc<Head> {
