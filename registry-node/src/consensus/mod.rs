@@ -44,6 +44,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+#[cfg(test)]
+pub use self::tests::SoleMember;
 use self::{
     audit::Marks,
     forwarder::Forwarder,

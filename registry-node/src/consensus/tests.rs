@@ -31,7 +31,10 @@ mod fan_out;
 mod garbled;
 mod quarantine;
 mod slow_disk;
+mod sole_member;
 mod trio;
+
+pub use self::sole_member::SoleMember;
 
 struct OnSled;
 

@@ -128,9 +128,10 @@ impl Pipeline {
         }
     }
 
-    /// Whether another call may begin: else its caller waits.
+    /// Whether another call may begin: else its caller waits. What is answered and not taken yet counts as well.
     pub fn has_room(&self) -> bool {
-        self.window.calls.len() < self.registry.limits.calls_in_flight_max
+        let calls = self.window.calls.len() + self.parts.len() + self.answers.len();
+        calls < self.registry.limits.calls_in_flight_max
             && self.window.bytes < BYTES_IN_FLIGHT_MAX
             && self.slow.len() < BEATS_IN_FLIGHT_MAX
             && self.beats.len() < BEATS_MAX
@@ -403,5 +404,35 @@ impl Window {
 
     fn deadline(&self) -> Option<Instant> {
         self.calls.front()?.as_ref().map(|pending| pending.deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{consensus::SoleMember, lease::Keeper};
+
+    use super::*;
+
+    /// Calls that wait for nobody are bounded as well: what is answered and not taken has its place.
+    #[tokio::test]
+    async fn answers_that_nobody_takes_fill_a_pipeline() {
+        let SoleMember { config, consensus, hub, metrics, dir: _dir, .. } =
+            SoleMember::lead(&["--calls-in-flight-max=8"]).await;
+        let (keeper, _queue) = Keeper::new(consensus.clone(), hub.clone(), metrics);
+        let limits = Arc::new(config.limits);
+        let mut calls = Registry::new(consensus, hub, keeper, limits).pipeline();
+        let begin: [fn(&mut Pipeline, u64); 2] = [
+            |calls, seq| calls.refuse(seq, "pipeline", Error::Unsupported { what: "this".into() }),
+            |calls, seq| calls.heartbeat(seq, std::iter::empty()),
+        ];
+        for begin in begin {
+            for seq in 0..8 {
+                assert!(calls.has_room());
+                begin(&mut calls, seq);
+            }
+            assert!(!calls.has_room());
+            assert_eq!(calls.next().await.len(), 8);
+            assert!(calls.has_room() && calls.is_idle());
+        }
     }
 }

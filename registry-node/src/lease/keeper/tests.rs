@@ -1,12 +1,7 @@
-use clap::Parser;
-use tokio_util::task::TaskTracker;
-
 use super::*;
 use crate::{
     catalog::{ServiceName, Spec},
-    config::Args,
-    consensus::{Parts, PeerServer, Sealed, over_tcp, sound},
-    storage::Store,
+    consensus::{Sealed, SoleMember},
 };
 
 const TTL: Duration = Duration::from_secs(10);
@@ -26,35 +21,8 @@ struct Alone {
 
 impl Alone {
     async fn lead() -> Alone {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().to_str().expect("text").to_owned();
-        let election_max = ELECTION_MAX.as_millis().to_string();
-        let args = ["registry-node", "--dir", &path, "--election-max-ms", &election_max];
-        let config = Args::parse_from(args).check().expect("valid");
-        let metrics = Arc::new(Metrics::new());
-        let (store, recovered) =
-            Store::open(&config.dir, &sound, metrics.clone(), |error| panic!("{error}")).expect("empty");
-        let server = PeerServer::new(&config, store.clone(), None, false);
-        let hub = Hub::new(8);
-        let tracker = TaskTracker::new();
-        let parts = Parts {
-            config: &config,
-            store,
-            recovered,
-            hub: hub.clone(),
-            dial: over_tcp(),
-            server: &server,
-            tracker: &tracker,
-        };
-        let consensus = Consensus::start(parts).await.expect("it founds a cluster");
-        let begun = Instant::now();
-        let term = loop {
-            match consensus.confirmed_term() {
-                Some(term) => break term,
-                None => consensus.await_change(Instant::now() + TICK).await,
-            }
-            assert!(begun.elapsed() < PATIENCE, "it does not lead");
-        };
+        let election_max = format!("--election-max-ms={}", ELECTION_MAX.as_millis());
+        let SoleMember { consensus, hub, metrics, term, dir, .. } = SoleMember::lead(&[&election_max]).await;
         let (keeper, _queue) = Keeper::new(consensus, hub, metrics);
         let node = Alone { keeper, term, _dir: dir };
         // Armed while there is nothing: what registers later has its TTL and no grace.
