@@ -72,7 +72,7 @@ pub struct Caller {
 pub struct Backup {
     /// All of it; writes go on beside.
     pub catalog: Arc<Catalog>,
-    /// It holds what the log says up to here, at least.
+    /// It holds what the log says up to here.
     pub index: u64,
 }
 
@@ -497,8 +497,7 @@ impl Registry {
     /// The whole catalog now, as linearizable reads see it.
     pub async fn backup(&self) -> Result<Answer<Backup>, Error> {
         self.fresh(Consistency::Linearizable, 0).await?;
-        let index = self.consensus.status().applied_index;
-        let catalog = self.hub.catalog();
+        let (catalog, index) = self.hub.catalog_and_index();
         Ok(self.answer_at(catalog.revision(), Backup { catalog, index }))
     }
 

@@ -59,16 +59,16 @@ impl Machine {
     }
 
     /// Moves on to another membership; who is no longer in it never comes back.
-    fn change_members(&mut self, membership: StoredMembership) {
+    fn change_members(&mut self, index: u64, membership: StoredMembership) {
         let members: BTreeSet<u64> = membership.nodes().map(|(id, _)| *id).collect();
         let gone = self.membership.nodes().map(|(id, _)| *id).filter(|id| !members.contains(id));
-        self.hub.retire_nodes(gone);
+        self.hub.retire_nodes(index, gone);
         self.membership = membership;
     }
 
     fn adopt(&mut self, meta: &SnapshotMeta, catalog: Catalog) {
         self.marks.restart(index_of(meta), catalog.hash());
-        self.hub.install(catalog);
+        self.hub.install(index_of(meta), catalog);
         self.membership = meta.last_membership.clone();
         self.applied.send_replace(meta.last_log_id);
     }
@@ -89,12 +89,13 @@ impl RaftStateMachine<Types> for Machine {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
             let effects = match entry.payload {
-                EntryPayload::Blank => Vec::new(),
+                EntryPayload::Blank => self.hub.apply(id.leader_id.term, id.index, []),
                 EntryPayload::Normal(batch) => {
-                    self.hub.apply(id.leader_id.term, batch.0.iter().map(|sealed| &sealed.proposal))
+                    let proposals = batch.0.iter().map(|sealed| &sealed.proposal);
+                    self.hub.apply(id.leader_id.term, id.index, proposals)
                 }
                 EntryPayload::Membership(membership) => {
-                    self.change_members(StoredMembership::new(Some(id), membership));
+                    self.change_members(id.index, StoredMembership::new(Some(id), membership));
                     Vec::new()
                 }
             };

@@ -62,6 +62,8 @@ struct Inner {
 struct State {
     /// Shared with snapshots being built; copied on the next write while one is.
     catalog: Arc<Catalog>,
+    /// The last log entry that the catalog holds.
+    index: u64,
     history: History,
     /// By service, and by none for those who follow all; each has a watcher.
     topics: HashMap<Option<ServiceName>, Topic>,
@@ -119,8 +121,13 @@ impl Hub {
         }))
     }
 
-    /// Applies the proposals of one log entry of `term` and publishes what they changed.
-    pub fn apply<'a>(&self, term: u64, proposals: impl IntoIterator<Item = &'a Proposal>) -> Vec<Effect> {
+    /// Applies the proposals of the log entry at `index`, which is of `term`, and publishes what they changed.
+    pub fn apply<'a>(
+        &self,
+        term: u64,
+        index: u64,
+        proposals: impl IntoIterator<Item = &'a Proposal>,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut bells = Vec::new();
         let revision = {
@@ -134,6 +141,7 @@ impl Hub {
                 }
                 effects.push(Effect { revision: applied.revision, outcome: applied.outcome });
             }
+            state.index = index;
             state.sweep();
             state.catalog.revision()
         };
@@ -142,19 +150,20 @@ impl Hub {
         effects
     }
 
-    /// Notes that nodes were removed from the cluster.
-    pub fn retire_nodes(&self, ids: impl Iterator<Item = u64>) {
+    /// Notes that nodes were removed from the cluster by the log entry at `index`.
+    pub fn retire_nodes(&self, index: u64, ids: impl Iterator<Item = u64>) {
         let mut state = self.write();
+        state.index = index;
         ids.for_each(|id| Arc::make_mut(&mut state.catalog).retire_node(id));
     }
 
-    /// Replaces the catalog by a snapshot's; watchers behind it start over from it.
-    pub fn install(&self, catalog: Catalog) {
+    /// Replaces the catalog by a snapshot's of the log up to `index`; watchers behind it start over from it.
+    pub fn install(&self, index: u64, catalog: Catalog) {
         let revision = catalog.revision();
         let bells: Vec<_> = {
             let mut state = self.write();
             state.history.reset(revision);
-            state.catalog = Arc::new(catalog);
+            (state.catalog, state.index) = (Arc::new(catalog), index);
             state.topics.values_mut().for_each(|topic| topic.reset(revision));
             // In one order, so that a simulation can be repeated.
             let mut topics: Vec<_> = state.topics.iter().collect();
@@ -172,6 +181,12 @@ impl Hub {
     /// The catalog as it is now.
     pub fn catalog(&self) -> Arc<Catalog> {
         self.state().catalog.clone()
+    }
+
+    /// The same, and the last log entry that it holds.
+    pub fn catalog_and_index(&self) -> (Arc<Catalog>, u64) {
+        let state = self.state();
+        (state.catalog.clone(), state.index)
     }
 
     /// Asks the catalog something short.

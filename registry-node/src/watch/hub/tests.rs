@@ -24,7 +24,7 @@ fn deregister(id: &str) -> Proposal {
 }
 
 fn put(hub: &Hub, id: &str, service: &str) -> u64 {
-    hub.apply(1, [&register(id, service)]).last().expect("one").revision
+    hub.apply(1, 1, [&register(id, service)]).last().expect("one").revision
 }
 
 /// The records a watcher holds, kept up to date by what it hears.
@@ -168,7 +168,7 @@ async fn after_a_snapshot_is_installed_everybody_starts_over_from_it() {
     let mut watcher = hub.watcher(Some(name("web")), Some(1)).expect("there is room");
     let hears = tokio::spawn(async move { (watcher.next().await.expect("a turn"), watcher) });
     tokio::task::yield_now().await; // it waits by then, or starts over by itself
-    hub.install(Catalog::clone(&other.catalog()));
+    hub.install(1, Catalog::clone(&other.catalog()));
     let (update, mut watcher) = hears.await.expect("it is called");
     let mut held = Held::default();
     assert!(matches!(update, Update::Reset { .. }), "{update:?}");
@@ -217,6 +217,27 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A backup names the entry that its catalog ends with, however much is written meanwhile.
+#[test]
+fn the_catalog_and_its_index_are_of_one_moment() {
+    let hub = Hub::new(1);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for index in 1..=2_000 {
+                hub.apply(1, index, [&register(&format!("i-{}", index % 7), "web")]);
+            }
+        });
+        while !writer.is_finished() {
+            let (catalog, index) = hub.catalog_and_index();
+            assert_eq!(catalog.revision(), index, "each entry is a revision");
+        }
+    });
+    hub.retire_nodes(2_001, [9].into_iter());
+    assert_eq!(hub.catalog_and_index().1, 2_001);
+    hub.install(3_000, Catalog::default());
+    assert_eq!(hub.catalog_and_index().1, 3_000);
+}
+
 proptest! {
     /// Whatever happens, and however late a watcher hears of it: what it holds is what the catalog had at the
     /// revision it was told.
@@ -232,7 +253,7 @@ proptest! {
             for step in steps.into_iter().chain((0..5).flat_map(|n| vec![Step::Hear(n); 3])) {
                 match step {
                     Step::Apply(proposal) => {
-                        hub.apply(1, [&*proposal]);
+                        hub.apply(1, 1, [&*proposal]);
                         was.resize(hub.revision() as usize + 1, hub.catalog());
                     }
                     Step::Hear(n) => {
@@ -252,7 +273,7 @@ proptest! {
                         let at = watchers[n].0.cursor;
                         watchers[n].0 = follow(n, at);
                     }
-                    Step::Install => hub.install(Catalog::clone(&hub.catalog())),
+                    Step::Install => hub.install(1, Catalog::clone(&hub.catalog())),
                 }
             }
             for (n, (_, held)) in watchers.iter().enumerate() {
