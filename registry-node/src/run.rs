@@ -134,7 +134,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         () = stop.cancelled() => return Ok(()),
     };
     let (keeper, queue) = Keeper::new(consensus.clone(), hub.clone(), metrics.clone());
-    tracker.spawn(keeper.clone().run(queue, peers_stop.clone()));
+    tracker.spawn(keeper.clone().run(queue, peers_stop.clone(), tracker.clone()));
     let forwarded = keeper.clone();
     server.open_leases(Box::new(move |beats| {
         let keeper = forwarded.clone();

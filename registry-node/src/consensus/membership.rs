@@ -149,7 +149,7 @@ impl Consensus {
         let trigger = self.0.raft.trigger();
         trigger.transfer_leader(heir).await.map_err(|e| Error::Unknown { why: e.to_string() })?;
         // Goes on if the caller gives up.
-        let handed_over = tokio::spawn(scoped(self.clone().await_successor(term, heir))).await;
+        let handed_over = self.0.tracker.spawn(scoped(self.clone().await_successor(term, heir))).await;
         match handed_over {
             Ok(true) => Ok(()),
             _ => Err(Error::Unknown { why: format!("node {heir} has not taken over") }),

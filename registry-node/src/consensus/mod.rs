@@ -180,6 +180,8 @@ struct Inner {
     heard_ms: AtomicU64,
     /// Whether this process has once applied all that was committed when it asked.
     caught_up: AtomicBool,
+    /// Where tasks run.
+    tracker: TaskTracker,
 }
 
 /// What a node is started with.
@@ -277,6 +279,7 @@ impl Consensus {
             started: Instant::now(),
             heard_ms: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
+            tracker: tracker.clone(),
         }));
         // The rounds end with the last handle, so they hold none.
         let (asker, forwarder) = (Arc::downgrade(&consensus.0), Arc::downgrade(&consensus.0));

@@ -18,7 +18,7 @@ use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{BrakeState, Lessor, Renewal};
@@ -180,9 +180,10 @@ impl Keeper {
         answer.await.map_err(|_| Error::NotReady { why: "it is stopping".into() })?
     }
 
-    /// Expires leases while this node leads and forwards heartbeats while it does not, until `stop`.
-    pub async fn run(self, queue: ForwardQueue, stop: CancellationToken) {
-        let forwarding = forward_all(self.0.consensus.clone(), queue.0);
+    /// Expires leases while this node leads and forwards heartbeats while it does not, until `stop`; calls to the
+    /// leader are tasks of `tracker`.
+    pub async fn run(self, queue: ForwardQueue, stop: CancellationToken, tracker: TaskTracker) {
+        let forwarding = forward_all(self.0.consensus.clone(), queue.0, tracker);
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
@@ -407,12 +408,12 @@ fn tell_brake(before: BrakeState, lessor: &Lessor) {
 }
 
 /// Takes heartbeats to the leader, many in one call.
-async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>) {
+async fn forward_all(consensus: Consensus, mut queue: mpsc::Receiver<Forward>, tracker: TaskTracker) {
     let places = Arc::new(Semaphore::new(FORWARD_CALLS));
     while let Some(batch) = gather(&mut queue).await {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let consensus = consensus.clone();
-        tokio::spawn(scoped(async move {
+        tracker.spawn(scoped(async move {
             let beats = batch.iter().flat_map(|forward| forward.beats.iter().cloned()).collect();
             let result = consensus.forward_heartbeats(beats, batch[0].deadline).await;
             share(batch, result);

@@ -258,7 +258,7 @@ impl Cluster {
         };
         let consensus = Consensus::start(parts).await?;
         let (keeper, queue) = Keeper::new(consensus.clone(), hub.clone(), metrics());
-        tokio::spawn(scoped(keeper.clone().run(queue, CancellationToken::new())));
+        tokio::spawn(scoped(keeper.clone().run(queue, CancellationToken::new(), tracker.clone())));
         let forwarded = keeper.clone();
         server.open_leases(Box::new(move |beats| {
             let keeper = forwarded.clone();
