@@ -94,18 +94,21 @@ async fn watchers_of_one_client(cluster: &Cluster) {
 /// Beyond the streams of one connection a call waits for one of them; other connections do not.
 async fn streams_of_one_connection(cluster: &Cluster) {
     let mut client = connect(cluster).await;
+    let services = async |mut client: RegistryClient<Channel>| {
+        client.list_services(pb::ListServicesRequest::default()).await.map(drop)
+    };
     let mut lines = Vec::new();
     for _ in 0..3 {
+        timeout(PATIENCE, services(client.clone())).await.expect("in time").expect("there is a stream left");
         let (sender, requests) = mpsc::channel::<pb::PipelineRequest>(1);
         lines.push((client.pipeline(ReceiverStream::new(requests)).await.expect("a stream"), sender));
     }
-    let mut waits = client.clone();
-    let waiting = tokio::spawn(async move { waits.list_services(pb::ListServicesRequest::default()).await });
-    let mut other = connect(cluster).await;
-    other.list_services(pb::ListServicesRequest::default()).await.expect("another connection is served");
-    assert!(!waiting.is_finished(), "a fourth stream of one connection was taken");
-    drop(lines);
-    timeout(PATIENCE, waiting).await.expect("in time").expect("no panic").expect("served at last");
+    let mut waiting = std::pin::pin!(services(client.clone()));
+    let early = timeout(Duration::from_millis(500), &mut waiting).await;
+    assert!(early.is_err(), "a fourth stream of one connection was taken: {early:?}");
+    services(connect(cluster).await).await.expect("another connection is served");
+    lines.pop();
+    timeout(PATIENCE, waiting).await.expect("in time").expect("served at last");
 }
 
 async fn calls_in_flight(cluster: &Cluster) {
