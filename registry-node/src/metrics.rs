@@ -1,6 +1,5 @@
-//! What a node measures, in one struct. Counters count as things happen; gauges are read from the node when it
-//! is scraped (`api/scrape.rs`), so that they cannot drift. Names and
-//! labels are API: they stay.
+//! What a node measures, in one struct. Counters count as things happen; gauges are read from the node when it is
+//! scraped (`api/scrape.rs`), so that they cannot drift. Names and labels are API: they stay.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -55,6 +54,8 @@ pub struct Metrics {
     quarantined: IntGauge,
     /// Streams and polls that follow this node.
     watchers: IntGauge,
+    /// Memory that the recent changes hold from which watchers resume, by estimate.
+    watch_ring_bytes: IntGauge,
     /// Calls of watchers: each time something changed that concerns one.
     watch_wake_ups: IntCounter,
     /// Seconds since a leader was heard; 0 on the leader.
@@ -127,6 +128,10 @@ impl Metrics {
                 "1 while the node takes no part until its peers have repaired it",
             ),
             watchers: gauge("registry_watchers", "Streams and polls that follow this node"),
+            watch_ring_bytes: gauge(
+                "registry_watch_ring_bytes",
+                "Memory of the changes that watchers resume from",
+            ),
             watch_wake_ups: add(
                 &exposition,
                 IntCounter::new(
@@ -204,6 +209,7 @@ impl Metrics {
             self.read_rounds.with_label_values(&[asked]).inc_by(new);
         }
         self.watchers.set(facts.watchers as i64);
+        self.watch_ring_bytes.set(facts.watch_ring_bytes as i64);
         self.watch_wake_ups.inc_by(facts.watch_wake_ups.saturating_sub(self.watch_wake_ups.get()));
         self.leader_age.with_label_values::<&str>(&[]).set(facts.leader_age.as_secs_f64());
         self.disk_free.set(facts.disk_free.map_or(i64::MAX, |bytes| bytes as i64));
@@ -249,6 +255,8 @@ pub struct Facts {
     pub read_rounds: [(&'static str, u64); 2],
     /// Streams and polls that follow it.
     pub watchers: usize,
+    /// Memory of the ring of recent changes.
+    pub watch_ring_bytes: usize,
     /// How often a watcher was called since the start.
     pub watch_wake_ups: u64,
     /// Since a leader was heard.

@@ -438,6 +438,11 @@ impl Registry {
         Ok(Watcher { cursor, _place: place })
     }
 
+    /// Memory that the ring of recent changes holds, by estimate.
+    pub fn history_bytes(&self) -> usize {
+        self.hub.history_bytes()
+    }
+
     /// How often watchers were called because something changed that concerns them.
     pub fn wake_ups(&self) -> u64 {
         self.hub.wake_ups()

@@ -41,6 +41,7 @@ fn facts(registry: &Registry) -> Facts {
         alarm: status.alarm.is_some(),
         read_rounds: [("quorum", status.quorum_rounds), ("leader", status.leader_rounds)],
         watchers: status.watchers,
+        watch_ring_bytes: registry.history_bytes(),
         watch_wake_ups: registry.wake_ups(),
         leader_age: header.age,
         disk_free: status.disk_free,
