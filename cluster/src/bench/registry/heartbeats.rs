@@ -43,14 +43,19 @@ const CALLERS: usize = 16;
 const IN_FLIGHT: usize = 256;
 /// Registrations on their way at once while the instances are made.
 const MAKERS: usize = 256;
-/// How long all instances are kept alive once they are there: three leases.
+/// Three leases.
 const LIVE: Duration = Duration::from_secs(30);
 /// Beats are sent in slices of this.
 const SLICE: Duration = Duration::from_millis(20);
 
+/// How long all instances are kept alive once they are there.
+fn live(run: &Run<'_>) -> Duration {
+    if run.args.quick { BEAT_EVERY } else { LIVE }
+}
+
 pub(super) fn estimate(run: &Run<'_>) -> Duration {
     // Registered at 6 000/s.
-    Duration::from_secs(run.live() / 6_000) + LIVE + run.window().mul_f64(1.15) * run.rounds() * 2 + TTL
+    Duration::from_secs(run.live() / 6_000) + live(run) + run.window().mul_f64(1.15) * run.rounds() * 2 + TTL
 }
 
 pub(super) async fn measure(run: &mut Run<'_>) -> Result<()> {
@@ -70,13 +75,13 @@ pub(super) async fn measure(run: &mut Run<'_>) -> Result<()> {
     ));
     run.progress("heartbeats: registered");
     let (before, since) = (population.renewed.load(Ordering::Relaxed), Instant::now());
-    tokio::time::sleep(LIVE).await;
+    tokio::time::sleep(live(run)).await;
     let renewed = population.renewed.load(Ordering::Relaxed) - before;
     let rate = renewed as f64 / since.elapsed().as_secs_f64();
     let alive = alive(&nodes).await?;
     let lost = population.lost.load(Ordering::Relaxed);
     run.line(
-        Line::info(NAME, format!("instances alive after {} s", LIVE.as_secs()), vec![alive], "")
+        Line::info(NAME, format!("instances alive after {} s", live(run).as_secs()), vec![alive], "")
             .held_to(Bound::AtLeast { must: run.live() as f64, goal: run.live() as f64 })
             .with(format!(
                 "{lost} leases lost early, leases of {} s, {} beats/s, {PER_MESSAGE} in a message",

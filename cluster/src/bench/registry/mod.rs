@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use proto::registry::v1 as pb;
 use tokio::time::Instant;
 
 use self::nodes::Nodes;
@@ -31,7 +32,7 @@ use super::{
 };
 
 /// What to measure, and how.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Measure these alone [default: all].
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SECTION")]
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     /// Instances that are kept alive by heartbeats.
     #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000))]
     live: u64,
+    /// Run everything to its end within a minute: tiny windows and counts, whose figures say nothing.
+    #[arg(long, conflicts_with = "check")]
+    quick: bool,
     /// Fail if etcd is not installed, instead of measuring us alone.
     #[arg(long)]
     require_etcd: bool,
@@ -80,6 +84,14 @@ enum Section {
     Kills,
     /// A large catalog: memory, restart, reads, writes.
     Scale,
+}
+
+impl Args {
+    /// The same, but tiny.
+    fn quick(&self) -> Self {
+        let few = Self { rounds: 1, window_ms: 200, watchers: 50, kills: 1, ..self.clone() };
+        Self { instances: 1_000, live: 1_000, ..few }
+    }
 }
 
 impl Section {
@@ -132,6 +144,7 @@ const PATIENCE: u32 = 2;
 
 /// Measures what `args` ask for.
 pub(super) async fn run(args: &Args, note: fn(&str)) -> Result<Report> {
+    let args = &if args.quick { args.quick() } else { args.clone() };
     let etcd = etcd::version();
     if etcd.is_none() {
         let how = "etcd is not installed: `apt-get install etcd-server` (its service is not needed)";
@@ -214,6 +227,11 @@ impl Run<'_> {
 
     fn live(&self) -> u64 {
         self.args.live
+    }
+
+    /// What fills a ring.
+    fn filler(&self) -> fn(u64) -> pb::Instance {
+        if self.args.quick { nodes::large } else { nodes::instance }
     }
 
     fn line(&mut self, line: Line) {

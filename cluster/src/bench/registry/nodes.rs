@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use prost::Message as _;
 use proto::registry::v1 as pb;
 use proto::registry::v1::registry_client::RegistryClient;
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 use tonic::{Status, transport::Channel};
 
 use crate::{
@@ -25,6 +25,13 @@ pub(super) const VALUE_BYTES: usize = 256;
 pub(super) const PER_SERVICE: u64 = 100;
 /// Longer than any run.
 const TTL_MS: u32 = 3_600_000;
+/// A large record: a few thousand of them are a full ring.
+const LARGE_BYTES: usize = 12 << 10;
+/// Writes at once while a ring is filled, and between two looks at it.
+const FILLERS: usize = 64;
+const FILL_STEP: u64 = 1_024;
+/// Writes that are certain to push everything out of a ring, which holds 2^17 revisions at most.
+const FILL_MAX: u64 = (1 << 17) + 2 * FILL_STEP;
 /// Messages that a snapshot of everything may need.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Launches before it is given up.
@@ -46,6 +53,14 @@ pub(super) struct Node {
     pub name: String,
     pub grpc: String,
     pub pid: Pid,
+}
+
+impl Node {
+    /// Where it is now.
+    pub async fn head(&self) -> Result<pb::ResponseHeader> {
+        let answer = client(&self.grpc).await?.list_services(pb::ListServicesRequest::default()).await?;
+        answer.into_inner().header.context("an answer without a header")
+    }
 }
 
 impl Nodes {
@@ -128,6 +143,36 @@ impl Nodes {
         Ok(clients)
     }
 
+    /// Writes instances with numbers below `below`, by chance, until `done`, which is asked now and then.
+    pub async fn write_until(
+        &self,
+        make: fn(u64) -> pb::Instance,
+        below: u64,
+        done: impl AsyncFn() -> Result<bool>,
+    ) -> Result<()> {
+        let writers = Unary::callers(&self.clients(4).await?, FILLERS);
+        let mut written = 0;
+        while !done().await? {
+            if written >= FILL_MAX {
+                bail!("{FILL_MAX} writes have not filled the ring");
+            }
+            let mut callers = JoinSet::new();
+            for mut writer in writers.clone() {
+                callers.spawn(async move {
+                    for _ in 0..FILL_STEP / FILLERS as u64 {
+                        writer.put(make(fastrand::u64(..below))).await?;
+                    }
+                    Ok::<_, Status>(())
+                });
+            }
+            while let Some(done) = callers.join_next().await {
+                done?.map_err(|status| anyhow::anyhow!("cannot fill the ring: {}", explain(&status)))?;
+            }
+            written += FILL_STEP;
+        }
+        Ok(())
+    }
+
     /// Processor time that all nodes have used.
     pub fn cpu_time(&self) -> Result<Duration> {
         Ok(self.running()?.iter().map(|node| machine::cpu_time(node.pid.pid)).sum())
@@ -161,6 +206,15 @@ pub(super) fn key(nth: u64) -> String {
 
 /// The `nth` instance: [`VALUE_BYTES`] on the wire.
 pub(super) fn instance(nth: u64) -> pb::Instance {
+    sized(nth, VALUE_BYTES)
+}
+
+/// The same, large.
+pub(super) fn large(nth: u64) -> pb::Instance {
+    sized(nth, LARGE_BYTES)
+}
+
+fn sized(nth: u64, bytes: usize) -> pb::Instance {
     let mut instance = pb::Instance {
         id: id(nth),
         service: service(nth),
@@ -173,9 +227,9 @@ pub(super) fn instance(nth: u64) -> pb::Instance {
         version: "1.2.3".into(),
         ..pb::Instance::default()
     };
-    // Tag, length, and within it tag and length of key and value: 8 bytes and the key.
+    // Tag, length, and within it tag and length of key and value: 8 bytes and the key, or two more.
     let key = "padding".to_owned();
-    let rest = VALUE_BYTES.saturating_sub(instance.encoded_len() + key.len() + 8);
+    let rest = bytes.saturating_sub(instance.encoded_len() + key.len() + 8);
     instance.metadata.insert(key, "x".repeat(rest));
     instance
 }
@@ -196,18 +250,12 @@ pub(super) struct Unary {
     client: RegistryClient<Channel>,
     name: String,
     seq: u64,
-    compact_revision: u64,
 }
 
 impl Unary {
     /// Callers spread over the connections.
     pub fn callers(clients: &[RegistryClient<Channel>], count: usize) -> Vec<Self> {
-        let caller = |client: &RegistryClient<Channel>| Self {
-            client: client.clone(),
-            name: name(),
-            seq: 0,
-            compact_revision: 0,
-        };
+        let caller = |client: &RegistryClient<Channel>| Self { client: client.clone(), name: name(), seq: 0 };
         clients.iter().cycle().take(count).map(caller).collect()
     }
 
@@ -216,19 +264,12 @@ impl Unary {
         let request = pb::RegisterRequest { instance: Some(instance), ..pb::RegisterRequest::default() };
         self.client.register(request).await.map(drop)
     }
-
-    /// How far back the node's ring did not reach any more at the last answer.
-    pub fn compact_revision(&self) -> u64 {
-        self.compact_revision
-    }
 }
 
 impl Door for Unary {
     async fn call(&mut self, nth: u64) -> Result<(), Status> {
         self.seq += 1;
-        let answer = self.client.register(register(nth, &self.name, self.seq)).await?.into_inner();
-        self.compact_revision = answer.header.map_or(0, |header| header.compact_revision);
-        Ok(())
+        self.client.register(register(nth, &self.name, self.seq)).await.map(drop)
     }
 }
 
@@ -240,7 +281,7 @@ pub(super) fn name() -> String {
 /// Registers so many instances over `doors`, each once.
 pub(super) async fn fill<D: Door>(doors: Vec<D>, range: std::ops::Range<u64>) -> Result<()> {
     let next = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(range.start));
-    let mut callers = tokio::task::JoinSet::new();
+    let mut callers = JoinSet::new();
     for mut door in doors {
         let (next, end) = (next.clone(), range.end);
         callers.spawn(async move {

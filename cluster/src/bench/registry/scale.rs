@@ -164,17 +164,8 @@ async fn writes(run: &mut Run<'_>, many: &Nodes, few: &Nodes) -> Result<()> {
 /// Writes on until the ring is full, and weighs every node.
 async fn memory(run: &mut Run<'_>, many: &Nodes, etcd: Option<&etcd::Etcd>) -> Result<()> {
     let leader = many.leader().await?;
-    let mut full = false;
-    for _ in 0..20 {
-        let mut doors = Unary::callers(&many.clients(run.connections()).await?, CALLERS);
-        doors[0].call(0).await?;
-        full = doors[0].compact_revision() > 0;
-        if full {
-            break;
-        }
-        closed_loop(doors, run.instances(), run.window()).await.whole("writes")?;
-    }
-    ensure!(full, "the ring of {} has not filled", leader.name);
+    let full = async || -> Result<bool> { Ok(leader.head().await?.compact_revision > 0) };
+    many.write_until(run.filler(), run.instances(), full).await?;
     let rss = many.rss_mib()?;
     let worst = rss.iter().copied().fold(0.0, f64::max);
     let shown = |rss: &[f64]| rss.iter().map(|mib| format!("{mib:.0}")).collect::<Vec<_>>().join(", ");

@@ -66,8 +66,8 @@ pub(super) enum Said {
     Reset,
     /// Events, by the numbers of their writes, and the revision that is reached.
     Events(Vec<u32>),
-    /// Nothing new.
-    Progress,
+    /// Nothing new up to this revision.
+    Progress(u64),
 }
 
 /// A watch of every service from now on.
@@ -114,7 +114,7 @@ impl Watch {
                 let number = |event: &Event| event.instance.as_ref()?.version.parse().ok();
                 Said::Events(events.iter().filter_map(number).collect())
             }
-            _ => Said::Progress,
+            response => Said::Progress(response.header.map_or(0, |header| header.revision)),
         })
     }
 }
@@ -187,7 +187,7 @@ async fn collect(mut watch: Watch, clock: Clock, writes: usize, deadline: Instan
                     let now = clock.now();
                     arrivals.extend(numbers.into_iter().map(|nth| (nth, now)));
                 }
-                Ok(Said::Progress) => {}
+                Ok(Said::Progress(_)) => {}
                 // Overtaken by the ring, or its connection given up: what it has not heard counts as missed.
                 Ok(Said::Reset) | Err(_) => break,
             },
@@ -229,10 +229,18 @@ async fn pace(writers: Vec<Unary>, clock: &Clock, writes: usize, per_second: u64
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Response {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
     #[prost(message, optional, tag = "2")]
     reset: Option<Reset>,
     #[prost(message, optional, tag = "3")]
     events: Option<Events>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Header {
+    #[prost(uint64, tag = "4")]
+    revision: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
