@@ -45,6 +45,8 @@ pub struct Metrics {
     pool_age: Gauge,
     /// Attempts beyond a request's first, by why the one before failed.
     pub retries: IntCounterVec,
+    /// Requests that failed because further attempts would have been too many.
+    pub retries_unaffordable: IntCounter,
     /// Requests refused by the balancer itself, by why.
     pub refused: IntCounterVec,
     /// Endpoints taken out for failing requests.
@@ -114,6 +116,11 @@ impl Metrics {
                 Gauge::new("balancer_pool_age_seconds", "Time since the registry was last heard of"),
             ),
             retries: counters(r, "balancer_retries_total", "Further attempts of requests", &["reason"]),
+            retries_unaffordable: counter(
+                r,
+                "balancer_retries_unaffordable_total",
+                "Requests not tried again because too many others were",
+            ),
             refused: counters(r, "balancer_refused_total", "Requests refused by the balancer", &["reason"]),
             ejections: counter(r, "balancer_ejections_total", "Endpoints ejected for failing requests"),
             connect_failures: counter(

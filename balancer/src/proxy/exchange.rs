@@ -129,6 +129,7 @@ impl<'a> Exchange<'a> {
             self.worker.metrics.refused.with_label_values(&["no_endpoint"]).inc();
             return self.own(StatusCode::SERVICE_UNAVAILABLE, PLAIN, NO_BACKEND).await;
         };
+        self.worker.budget.borrow_mut().pay_in();
         let mut fresh = false;
         loop {
             self.meter.attempt(&endpoint);
@@ -300,6 +301,10 @@ impl<'a> Exchange<'a> {
             Step::Elsewhere => elsewhere(self).or_else(|| self.worker.spare(&self.tried)),
             Step::ElsewhereOrAgain => elsewhere(self).or_else(|| Some(endpoint.clone())),
         };
+        if next.is_some() && !self.worker.budget.borrow_mut().pay_out(Instant::now()) {
+            self.worker.metrics.retries_unaffordable.inc();
+            return None;
+        }
         if next.is_some() {
             self.worker.metrics.retries.with_label_values(&[fault.reason()]).inc();
         }

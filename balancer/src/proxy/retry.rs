@@ -6,6 +6,8 @@
 //! Never to an endpoint already tried, but for one case: a kept connection that turned out to be closed says
 //! nothing about its endpoint, so that one may be asked again on a fresh connection.
 
+use std::time::{Duration, Instant};
+
 use http::Method;
 
 #[cfg(test)]
@@ -102,6 +104,46 @@ impl Plan {
 
     fn past_a_closed_connection(&self) -> Step {
         if self.sticky { Step::Again } else { Step::ElsewhereOrAgain }
+    }
+}
+
+/// What further attempts may cost: a share of the requests, so that a failing service gets a little more load from us and
+/// not several times as much. After Finagle's retry budget: each request pays in, each further attempt pays out, and a
+/// little comes in with time, for services with few requests.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    tokens: f64,
+    at: Instant,
+}
+
+/// Further attempts for each request.
+const SHARE: f64 = 0.2;
+/// Further attempts a second that anybody has.
+const PER_SECOND: f64 = 10.0;
+/// What can be saved: enough for every request that a busy worker has at one endpoint when that dies.
+const SAVED_MAX: f64 = 500.0;
+
+impl Budget {
+    /// Enough for an endpoint that is dead when the first requests come.
+    pub fn new(now: Instant) -> Budget {
+        Budget { tokens: SAVED_MAX / 5.0, at: now }
+    }
+
+    /// A request begins.
+    pub fn pay_in(&mut self) {
+        self.tokens = (self.tokens + SHARE).min(SAVED_MAX);
+    }
+
+    /// Whether a further attempt can be afforded, which then is paid for.
+    pub fn pay_out(&mut self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.at).min(Duration::from_secs(60));
+        self.at = now;
+        self.tokens = (self.tokens + elapsed.as_secs_f64() * PER_SECOND).min(SAVED_MAX);
+        let affords = self.tokens >= 1.0;
+        if affords {
+            self.tokens -= 1.0;
+        }
+        affords
     }
 }
 

@@ -22,6 +22,7 @@ use super::buffer::Buffers;
 use super::connection;
 use super::deadline::Deadlines;
 use super::http1::{Request, Response};
+use super::retry::Budget;
 use super::upstream::Upstreams;
 use crate::config::Limits;
 use crate::metrics::{Metrics, RequestSeries};
@@ -87,6 +88,8 @@ pub struct Worker {
     pub responses: Spares<Response>,
     /// For a head that is written and sent at once.
     pub head: RefCell<Vec<u8>>,
+    /// What further attempts may cost.
+    pub budget: RefCell<Budget>,
     stopping: Cell<Option<Instant>>,
     /// The time in seconds since 1970, as HTTP has it.
     date: RefCell<(u64, String)>,
@@ -108,6 +111,7 @@ impl Worker {
             requests: Spares::default(),
             responses: Spares::default(),
             head: RefCell::default(),
+            budget: RefCell::new(Budget::new(Instant::now())),
             stopping: Cell::default(),
             date: RefCell::default(),
             limits: shared.limits.clone(),

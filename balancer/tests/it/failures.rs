@@ -221,3 +221,26 @@ async fn a_balancer_that_restarts_without_a_registry_knows_what_it_knew() {
     assert!(again.ready().await);
     assert_eq!(client::get(again.http, "/").await.unwrap().status, 200);
 }
+
+/// Everything breaks off: what comes on top of the requests is a fifth of them, and what was saved before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_fails_is_not_buried_under_retries() {
+    const REQUESTS: usize = 1_500;
+    let registry = Registry::start().await;
+    let breakers = [Breaker::start().await, Breaker::start().await, Breaker::start().await];
+    for (n, breaker) in breakers.iter().enumerate() {
+        registry.register(&format!("b{n}"), &breaker.url());
+    }
+    let lb = Balancer::start(&registry, &["--workers", "1"]).await;
+    lb.rotates(&["b0", "b1", "b2"]).await;
+    let since = std::time::Instant::now();
+    let mut connection = Client::connect(lb.http).await.unwrap();
+    for _ in 0..REQUESTS {
+        assert_eq!(connection.get("/").await.unwrap().status, 502);
+    }
+    let sent: usize = breakers.iter().map(Breaker::requests).sum();
+    let with_time = 10 * (since.elapsed().as_secs() as usize + 1);
+    assert!(sent <= REQUESTS + REQUESTS / 5 + 100 + with_time, "{sent} for {REQUESTS}");
+    assert!(sent > REQUESTS, "some were tried again");
+    assert!(!lb.metrics().await.contains("balancer_retries_unaffordable_total 0\n"));
+}

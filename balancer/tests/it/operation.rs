@@ -102,6 +102,7 @@ async fn every_metric_is_there_on_both_ports_and_goes_with_its_backend() {
             r#"balancer_endpoints{state="up"} 2"#,
             r#"balancer_endpoints{state="down"} 0"#,
             r#"balancer_retries_total{reason="connect"} 0"#,
+            "balancer_retries_unaffordable_total 0",
             r#"balancer_refused_total{reason="no_endpoint"} 0"#,
             "balancer_ejections_total 0",
             "balancer_upstream_connect_failures_total 0",

@@ -47,6 +47,24 @@ fn fault() -> impl Strategy<Value = Fault> {
     prop::sample::select(vec![Fault::Connect, Fault::Unsent, Fault::Stale, Fault::Broke, Fault::Timeout])
 }
 
+#[test]
+fn further_attempts_are_a_share_of_the_requests() {
+    let begin = Instant::now();
+    let mut budget = Budget::new(begin);
+    while budget.pay_out(begin) {}
+    let mut afforded = 0;
+    for _ in 0..1_000 {
+        budget.pay_in();
+        afforded += u32::from(budget.pay_out(begin));
+    }
+    assert!((199..=201).contains(&afforded), "{afforded} of 1000");
+    assert!(!budget.pay_out(begin) && !budget.pay_out(begin + Duration::from_millis(90)));
+    assert!(budget.pay_out(begin + Duration::from_millis(200)), "a little comes with time");
+    let late = begin + Duration::from_secs(3600);
+    let saved = std::iter::from_fn(|| budget.pay_out(late).then_some(())).count();
+    assert_eq!(saved, 500, "not everything is saved");
+}
+
 proptest! {
     /// However attempts fail, a request that must not happen twice is never sent after it may have happened,
     /// and every request ends.
