@@ -41,13 +41,18 @@ const SCRAPE_WITHIN: Duration = Duration::from_secs(5);
 const HEARD_WITHIN: Duration = Duration::from_secs(20);
 
 pub(super) fn estimate(run: &Run<'_>) -> Duration {
-    (run.window() * KEEP_UP + Duration::from_secs(3)) * 2 + 2 * IDLE + Duration::from_secs(60)
+    (run.window() * KEEP_UP + Duration::from_secs(3)) * 2
+        + 2 * IDLE
+        + Duration::from_secs(if run.args.quick { 12 } else { 60 })
 }
 
 pub(super) async fn measure(run: &mut Run<'_>) -> Result<()> {
     let nodes = run.nodes("fanout").await?;
     let leader = nodes.leader().await?;
+    // Before there is a load: what that leaves behind is given back in its own time.
     idle(run, &leader).await?;
+    ring(run, &nodes, &leader).await?;
+    run.progress("fanout, ring filled");
     let keep_up = run.window() * KEEP_UP;
     for rate in RATES {
         let watches = open(&leader, run.watchers()).await?;
@@ -114,9 +119,8 @@ async fn idle(run: &mut Run<'_>, leader: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Fills the ring, then again while some watchers do not read: those must be told to start over.
+/// Fills the ring anew while some watchers do not read: those must be told to start over.
 async fn stopped(run: &mut Run<'_>, nodes: &Nodes, leader: &Node) -> Result<()> {
-    ring(run, nodes, leader).await?;
     let watches = open(leader, STOPPED).await?;
     let stopped_at = leader.head().await?;
     let before = machine::rss_mib(leader.pid.pid);
