@@ -126,6 +126,9 @@ fn run_all(options: &Options) -> ExitCode {
                     }
                     let report = guarded(seed, How::default());
                     tell(&report);
+                    if report.counts.stranded > 0 {
+                        println!("seed {seed}: no majority of the voters was left, so nothing was owed");
+                    }
                     let list = if report.violations.is_empty() { &reports } else { &failures };
                     list.lock().expect("no panic").push(report);
                 }

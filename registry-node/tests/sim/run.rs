@@ -400,6 +400,12 @@ impl World {
                 }
             });
         } else if members.len() > 3 && self.cluster.refused().is_empty() {
+            // Who is no member yet would be stopped, and could still be added.
+            let known = self.cluster.judge().members();
+            let members: Vec<u64> = members.into_iter().filter(|id| known.contains(id)).collect();
+            if members.is_empty() {
+                return;
+            }
             let id = members[self.dice.usize(..members.len())];
             let cluster = self.cluster.clone();
             self.everywhere(move |life| {
