@@ -19,6 +19,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use codec::SpecHash;
 use retired::Retired;
 use sessions::{Done, Sessions};
 
@@ -56,14 +57,21 @@ impl Catalog {
     /// Applies a proposal from an entry of `entry_term`. Whatever it asks, the answer is the same on every node
     /// whose catalog is the same.
     pub fn apply(&mut self, entry_term: u64, proposal: &Proposal) -> Applied {
-        let ticket =
-            proposal.origin.as_ref().map(|origin| (origin, codec::command_digest(&proposal.command)));
+        let Proposal { command, cause, origin } = proposal;
+        let hash = match command {
+            Command::Register { spec, .. } => Some(SpecHash::of(spec)),
+            _ => None,
+        };
+        let ticket = origin.as_ref().map(|origin| (origin, codec::command_digest(command, hash)));
         if let Some(outcome) = ticket.and_then(|(origin, digest)| self.sessions.recall(origin, digest)) {
             return Applied { revision: self.revision, outcome, events: Vec::new() };
         }
-        let (outcome, events) = self.execute(entry_term, &proposal.command, &proposal.cause);
+        let (outcome, events) = match (command, hash) {
+            (Command::Register { spec, expected }, Some(hash)) => self.register(spec, *expected, cause, hash),
+            _ => self.execute(entry_term, command, cause),
+        };
         if let Some((origin, digest)) = ticket {
-            self.sessions.remember(origin, self.revision, Done::new(digest, outcome.clone()));
+            self.sessions.remember(origin, self.revision, Done::new(digest, outcome.clone(), hash));
         }
         Applied { revision: self.revision, outcome, events }
     }
@@ -156,7 +164,7 @@ impl Catalog {
         cause: &Arc<Provenance>,
     ) -> (Outcome, Vec<Event>) {
         match command {
-            Command::Register { spec, expected } => self.register(spec, *expected, cause),
+            Command::Register { spec, expected } => self.register(spec, *expected, cause, SpecHash::of(spec)),
             Command::Deregister { id, reg_rev } => self.deregister(id, *reg_rev, cause),
             Command::SetStatus { id, status, reg_rev } => self.set_status(id, *status, *reg_rev, cause),
             Command::Expire { term, .. } if *term != entry_term => refused(Refusal::StaleTerm),
@@ -173,6 +181,7 @@ impl Catalog {
         spec: &Arc<Spec>,
         expected: Option<u64>,
         cause: &Arc<Provenance>,
+        hash: SpecHash,
     ) -> (Outcome, Vec<Event>) {
         if let Some(expected) = expected {
             let current = self.get(&spec.id).map(|record| record.mod_rev);
@@ -183,7 +192,7 @@ impl Catalog {
         self.revision += 1;
         let (reg_rev, mod_rev) = (self.revision, self.revision);
         let record = Arc::new(Record { spec: spec.clone(), reg_rev, mod_rev, changed: cause.clone() });
-        let previous = self.put(record.clone());
+        let previous = self.put(record.clone(), hash);
         let mut events = Vec::with_capacity(1);
         if let Some(moved) = previous.as_ref().filter(|previous| previous.service() != record.service()) {
             events.push(self.event(EventKind::Delete, moved.clone(), cause));
@@ -227,7 +236,7 @@ impl Catalog {
         changed.mod_rev = self.revision;
         changed.changed = cause.clone();
         let (record, previous) = (Arc::new(changed), Some(record));
-        self.put(record.clone());
+        self.put(record.clone(), SpecHash::of(&record.spec));
         let event = Event { previous, ..self.event(EventKind::Put, record.clone(), cause) };
         (Outcome::StatusSet(record), vec![event])
     }
@@ -265,9 +274,9 @@ impl Catalog {
         ids.map(|id| self.get(id).expect("`services` names only ids of `records`"))
     }
 
-    /// Puts a record in, in place of one of the same id, which is returned.
-    fn put(&mut self, record: Arc<Record>) -> Option<Arc<Record>> {
-        let hash = codec::record_hash(&record);
+    /// Puts a record of a spec of this hash in, in place of one of the same id, which is returned.
+    fn put(&mut self, record: Arc<Record>, hash: SpecHash) -> Option<Arc<Record>> {
+        let hash = hash.record_hash(&record);
         self.records_hash = self.records_hash.wrapping_add(hash);
         let (id, service) = (record.spec.id.clone(), record.spec.service.clone());
         let previous = self.records.insert(id.clone(), Kept { record, hash });

@@ -4,10 +4,11 @@
 //! directions: an outcome of a client that is remembered, and was forgotten, is refused rather than applied a second
 //! time; a client that is forgotten itself is a new one. See [`CLIENTS_MAX`].
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
-use super::codec::{self, chain, tag};
+use compact_str::CompactString;
+
+use super::codec::{self, SpecHash, chain, tag};
 use super::types::{Origin, Outcome, Refusal};
 
 /// Clients remembered; the one that was idle longest goes first. A client that comes back after 1024 others
@@ -20,10 +21,10 @@ pub const OUTCOMES_MAX: usize = 32;
 /// The sessions of all clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
-    clients: BTreeMap<Arc<str>, Session>,
+    clients: BTreeMap<CompactString, Session>,
     /// (last use, client), one per client: the first is evicted first. Ties go by name, so that every node evicts
     /// the same.
-    by_use: BTreeSet<(u64, Arc<str>)>,
+    by_use: BTreeSet<(u64, CompactString)>,
     /// Wrapping sum over clients and outcomes, kept up with them.
     hash: u64,
 }
@@ -51,9 +52,9 @@ pub struct Done {
 }
 
 impl Done {
-    /// A command of this digest had this outcome.
-    pub fn new(digest: u64, outcome: Outcome) -> Done {
-        let hash = chain(&[digest, codec::outcome_hash(&outcome)]);
+    /// A command of this digest had this outcome; it concerned a spec of this hash, if it is known.
+    pub fn new(digest: u64, outcome: Outcome, spec: Option<SpecHash>) -> Done {
+        let hash = chain(&[digest, codec::outcome_hash(&outcome, spec)]);
         Done { digest, outcome, hash }
     }
 }
@@ -72,19 +73,20 @@ impl Sessions {
     /// Notes what became of a command that [`Sessions::recall`] did not know, at the catalog's `revision`.
     pub fn remember(&mut self, origin: &Origin, revision: u64, done: Done) {
         let name = codec::name_hash(&origin.client);
-        let client = match self.clients.get_key_value(origin.client.as_str()) {
-            Some((client, _)) => client.clone(),
-            None => {
-                let client: Arc<str> = origin.client.as_str().into();
-                self.insert(client.clone(), revision, 0);
-                client
+        let session = match self.clients.entry(origin.client.clone()) {
+            Entry::Occupied(known) => {
+                let session = known.into_mut();
+                self.hash = self.hash.wrapping_sub(session.head_hash(name));
+                session
+            }
+            Entry::Vacant(new) => {
+                self.by_use.insert((revision, origin.client.clone()));
+                new.insert(Session { used: revision, ..Session::default() })
             }
         };
-        let session = self.clients.get_mut(&client).expect("it is there");
-        self.hash = self.hash.wrapping_sub(session.head_hash(name));
         if session.used != revision {
-            self.by_use.remove(&(session.used, client.clone()));
-            self.by_use.insert((revision, client));
+            self.by_use.remove(&(session.used, origin.client.clone()));
+            self.by_use.insert((revision, origin.client.clone()));
             session.used = revision;
         }
         self.hash = self.hash.wrapping_add(outcome_hash(name, origin.seq, &done));
@@ -102,12 +104,12 @@ impl Sessions {
     }
 
     /// Every client, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Session)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&CompactString, &Session)> {
         self.clients.iter()
     }
 
     /// Puts back a client that is not there yet, without its outcomes.
-    pub fn insert(&mut self, client: Arc<str>, used: u64, forgotten: u64) {
+    pub fn insert(&mut self, client: CompactString, used: u64, forgotten: u64) {
         let session = Session { used, forgotten, outcomes: BTreeMap::new() };
         self.hash = self.hash.wrapping_add(session.head_hash(codec::name_hash(&client)));
         self.by_use.insert((used, client.clone()));

@@ -333,12 +333,12 @@ fn hash_from_scratch(catalog: &Catalog) -> u64 {
     let mut sum = codec::mix(catalog.revision());
     let mut add = |part: u64| sum = sum.wrapping_add(part);
     add(codec::chain(&[codec::tag::FEATURE_LEVEL, catalog.feature_level().into()]));
-    catalog.records().for_each(|record| add(codec::record_hash(record)));
+    catalog.records().for_each(|record| add(SpecHash::of(&record.spec).record_hash(record)));
     for (client, session) in catalog.sessions.iter() {
         let name = codec::name_hash(client);
         add(codec::chain(&[codec::tag::CLIENT, name, session.used, session.forgotten]));
         for (seq, done) in &session.outcomes {
-            let done = codec::chain(&[done.digest, codec::outcome_hash(&done.outcome)]);
+            let done = codec::chain(&[done.digest, codec::outcome_hash(&done.outcome, None)]);
             add(codec::chain(&[codec::tag::OUTCOME, name, *seq, done]));
         }
     }

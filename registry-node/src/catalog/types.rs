@@ -37,10 +37,11 @@ impl Invalid {
     }
 }
 
-/// Names one instance in the whole catalog: 1..=256 bytes without control characters. Cheap to clone.
+/// Names one instance in the whole catalog: 1..=256 bytes without control characters. Up to 24 of them lie in place:
+/// maps compare them without a look elsewhere.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct InstanceId(Arc<str>);
+pub struct InstanceId(CompactString);
 
 impl InstanceId {
     /// Checks `id`.
@@ -54,10 +55,10 @@ impl InstanceId {
     }
 }
 
-/// Names a service: 1..=256 bytes without control characters. Cheap to clone.
+/// Names a service: 1..=256 bytes without control characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ServiceName(Arc<str>);
+pub struct ServiceName(CompactString);
 
 impl ServiceName {
     /// Checks `name`.
@@ -398,17 +399,17 @@ impl TryFrom<String> for ServiceName {
 
 impl From<InstanceId> for String {
     fn from(id: InstanceId) -> String {
-        id.0.as_ref().to_owned()
+        id.0.into()
     }
 }
 
 impl From<ServiceName> for String {
     fn from(name: ServiceName) -> String {
-        name.0.as_ref().to_owned()
+        name.0.into()
     }
 }
 
-fn checked_name(field: &'static str, name: &str) -> Result<Arc<str>, Invalid> {
+fn checked_name(field: &'static str, name: &str) -> Result<CompactString, Invalid> {
     if name.is_empty() {
         return Err(Invalid::new(field, "is empty"));
     }
@@ -456,14 +457,16 @@ fn check_range(field: &'static str, value: u32, min: u128, max: u128) -> Result<
 }
 
 fn check_visible(field: &'static str, text: &str) -> Result<(), Invalid> {
-    match text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+    match !plain && text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         true => Err(Invalid::new(field, "contains white space or a control character")),
         false => Ok(()),
     }
 }
 
 fn check_printable(field: &'static str, text: &str) -> Result<(), Invalid> {
-    match text.chars().any(char::is_control) {
+    let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    match !plain && text.chars().any(char::is_control) {
         true => Err(Invalid::new(field, "contains a control character")),
         false => Ok(()),
     }
