@@ -107,22 +107,32 @@ pub enum Error {
 /// # Panics
 /// If the payload exceeds [`PAYLOAD_BYTES_MAX`]: whoever builds values bounds them.
 pub fn seal<T: Serialize>(kind: Kind, version: u16, value: &T) -> Vec<u8> {
-    seal_bytes(kind, version, &encode(value))
+    let mut sealed = Vec::with_capacity(SEALED_BYTES);
+    sealed.resize(HEADER_BYTES, 0);
+    feed(value, |bytes| sealed.extend_from_slice(bytes));
+    let (header, payload) = sealed.split_at_mut(HEADER_BYTES);
+    header.copy_from_slice(&header_of(kind, version, payload));
+    sealed
 }
+
+/// What most envelopes fit in.
+const SEALED_BYTES: usize = 512;
 
 /// Seals bytes that are already encoded. Panics as [`seal`] does.
 pub fn seal_bytes(kind: Kind, version: u16, payload: &[u8]) -> Vec<u8> {
+    [&header_of(kind, version, payload), payload].concat()
+}
+
+fn header_of(kind: Kind, version: u16, payload: &[u8]) -> [u8; HEADER_BYTES] {
     assert!(payload.len() <= PAYLOAD_BYTES_MAX, "payload of {} bytes, kind {}", payload.len(), kind.0);
-    let len = payload.len() as u32;
-    let mut sealed = Vec::with_capacity(HEADER_BYTES + payload.len());
-    sealed.extend_from_slice(&MAGIC.to_le_bytes());
-    sealed.extend_from_slice(&kind.0.to_le_bytes());
-    sealed.extend_from_slice(&version.to_le_bytes());
-    sealed.extend_from_slice(&len.to_le_bytes());
-    let crc = checksum(&sealed[4..12], payload);
-    sealed.extend_from_slice(&crc.to_le_bytes());
-    sealed.extend_from_slice(payload);
-    sealed
+    let mut header = [0; HEADER_BYTES];
+    header[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    header[4..6].copy_from_slice(&kind.0.to_le_bytes());
+    header[6..8].copy_from_slice(&version.to_le_bytes());
+    header[8..12].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    let crc = checksum(&header[4..12], payload);
+    header[12..].copy_from_slice(&crc.to_le_bytes());
+    header
 }
 
 /// Opens an envelope that must fill `bytes` exactly. Returns its version and payload.

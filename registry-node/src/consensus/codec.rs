@@ -6,10 +6,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use openraft::{EntryPayload, vote::RaftLeaderId};
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{DeserializeOwned, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 
 use super::types::{
     Address, Batch, Entry, LeaderId, LogId, Membership, Sealed, SnapshotMeta, StoredMembership, Vote,
@@ -64,50 +61,48 @@ struct SnapshotMetaV1 {
 }
 
 #[derive(Serialize, Deserialize)]
-enum PayloadV1 {
+enum PayloadV1<'a> {
     Blank,
     /// Sealed proposals.
-    Batch(Vec<Blob>),
+    #[serde(borrow)]
+    Batch(Vec<Blob<'a>>),
     Membership(MembershipV1),
 }
 
 /// Bytes, as a `Vec<u8>` lies on disk. serde takes that one byte at a time, on every node for every command.
-struct Blob(Bytes);
+struct Blob<'a>(&'a [u8]);
 
-impl Serialize for Blob {
+impl Serialize for Blob<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
+        serializer.serialize_bytes(self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Blob {
+impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Owned;
+        struct Borrowed;
 
-        impl Visitor<'_> for Owned {
-            type Value = Blob;
+        impl<'de> Visitor<'de> for Borrowed {
+            type Value = Blob<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("bytes")
             }
 
-            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(Bytes::copy_from_slice(bytes)))
-            }
-
-            fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Blob, E> {
-                Ok(Blob(bytes.into()))
+            fn visit_borrowed_bytes<E: serde::de::Error>(self, bytes: &'de [u8]) -> Result<Blob<'de>, E> {
+                Ok(Blob(bytes))
             }
         }
 
-        deserializer.deserialize_byte_buf(Owned)
+        deserializer.deserialize_bytes(Borrowed)
     }
 }
 
 #[derive(Serialize, Deserialize)]
-struct EntryV1 {
+struct EntryV1<'a> {
     id: LogIdV1,
-    payload: PayloadV1,
+    #[serde(borrow)]
+    payload: PayloadV1<'a>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -125,35 +120,43 @@ pub struct Identity {
     pub node_id: u64,
 }
 
-fn open<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> Result<T, Error> {
+fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8], kind: Kind) -> Result<T, Error> {
     let (version, payload) = envelope::open(bytes, kind)?;
     envelope::require_version(kind, version, VERSION)?;
     envelope::decode(payload)
 }
 
-pub fn encode_entry(entry: &Entry) -> Vec<u8> {
-    let payload = match &entry.payload {
-        EntryPayload::Blank => PayloadV1::Blank,
-        EntryPayload::Normal(batch) => {
-            PayloadV1::Batch(batch.0.iter().map(|sealed| Blob(sealed.bytes.clone())).collect())
-        }
-        EntryPayload::Membership(membership) => PayloadV1::Membership(membership.into()),
-    };
-    envelope::seal(Kind::ENTRY, VERSION, &EntryV1 { id: (&entry.log_id).into(), payload })
+/// The entry as it lies on disk and travels; that of a batch is made once.
+pub fn encode_entry(entry: &Entry) -> Bytes {
+    let id = entry.log_id;
+    let seal = |payload| envelope::seal(Kind::ENTRY, VERSION, &EntryV1 { id: (&id).into(), payload }).into();
+    match &entry.payload {
+        EntryPayload::Blank => seal(PayloadV1::Blank),
+        EntryPayload::Normal(batch) => batch.entry_bytes(id, || {
+            seal(PayloadV1::Batch(batch.proposals().iter().map(|sealed| Blob(&sealed.bytes)).collect()))
+        }),
+        EntryPayload::Membership(membership) => seal(PayloadV1::Membership(membership.into())),
+    }
 }
 
-pub fn decode_entry(bytes: &[u8]) -> Result<Entry, Error> {
-    let entry: EntryV1 = open(bytes, Kind::ENTRY)?;
+/// Reads an entry, whose proposals share its bytes.
+pub fn decode_entry(bytes: &Bytes) -> Result<Entry, Error> {
+    let entry: EntryV1<'_> = open(bytes, Kind::ENTRY)?;
+    let log_id = entry.id.into();
     let payload = match entry.payload {
         PayloadV1::Blank => EntryPayload::Blank,
         PayloadV1::Batch(sealed) => {
-            let open = |Blob(bytes)| Ok(Sealed { proposal: decode_proposal(&bytes)?, bytes });
+            let open = |Blob(sealed)| {
+                Ok(Sealed { proposal: decode_proposal(sealed)?, bytes: bytes.slice_ref(sealed) })
+            };
             let proposals: Result<Vec<_>, Error> = sealed.into_iter().map(open).collect();
-            EntryPayload::Normal(Batch(proposals?.into()))
+            let batch = Batch::new(proposals?);
+            batch.entry_bytes(log_id, || bytes.clone());
+            EntryPayload::Normal(batch)
         }
         PayloadV1::Membership(membership) => EntryPayload::Membership(membership.try_into()?),
     };
-    Ok(Entry { log_id: entry.id.into(), payload })
+    Ok(Entry { log_id, payload })
 }
 
 pub fn encode_vote(vote: &Vote) -> Vec<u8> {

@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use bytes::Bytes;
 use openraft::{
     OptionalSend,
     storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage},
@@ -23,9 +22,9 @@ use crate::storage::{Purged, Recovered, Slot, Store};
 
 /// Memory for the entries that are kept; a node's memory is for its catalog.
 const TAIL_BYTES: usize = 16 << 20;
-/// What an entry takes in memory, in multiples of its bytes on disk: those, and the records decoded, whose small
-/// strings and containers take thrice as much.
-const IN_MEMORY: usize = 4;
+/// What an entry takes in memory, in multiples of its bytes on disk: those, on a leader each proposal's once more, and
+/// the records decoded, whose small strings and containers take thrice as much.
+const IN_MEMORY: usize = 5;
 
 #[derive(Clone)]
 pub struct LogStore {
@@ -198,7 +197,7 @@ impl RaftLogStorage<Types> for LogStore {
         {
             let mut shared = self.shared();
             for entry in entries {
-                let bytes = Bytes::from(codec::encode_entry(&entry));
+                let bytes = codec::encode_entry(&entry);
                 first.get_or_insert(entry.log_id.index);
                 shared.last = Some(entry.log_id);
                 shared.tail.push(entry, IN_MEMORY * bytes.len());

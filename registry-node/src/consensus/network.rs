@@ -454,7 +454,7 @@ impl RaftNetworkV2<Types> for Link {
             header: self.peers.header(self.id),
             vote: Some(to_vote(&request.vote)),
             prev: request.prev_log_id.as_ref().map(to_log_id),
-            entries: request.entries.iter().map(|entry| Bytes::from(codec::encode_entry(entry))).collect(),
+            entries: request.entries.iter().map(codec::encode_entry).collect(),
             leader_commit: request.leader_commit.as_ref().map(to_log_id),
         };
         let patience = self.patience(&option);

@@ -199,7 +199,7 @@ impl Reading {
         self.catalog = Some((Some(last), catalog));
     }
 
-    fn take_entry(&mut self, index: u64, bytes: &[u8]) {
+    fn take_entry(&mut self, index: u64, bytes: &Bytes) {
         let place = format!("sled/log entry {index}");
         let entry = match codec::decode_entry(bytes) {
             Ok(entry) if entry.log_id.index == index => entry,
@@ -223,7 +223,7 @@ impl Reading {
                 let catalog = self.catalog.as_mut().filter(|_| follows);
                 let mut apply =
                     catalog.map(|(_, catalog)| |proposal: &Proposal| catalog.apply(mark.term, proposal));
-                let commands = batch.0.iter().map(|sealed| {
+                let commands = batch.proposals().iter().map(|sealed| {
                     let applied = apply.as_mut().map(|apply| apply(&sealed.proposal));
                     (sealed.proposal.clone(), applied)
                 });

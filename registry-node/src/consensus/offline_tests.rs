@@ -39,7 +39,7 @@ pub fn write_example(dir: &Path, snapshot: bool) {
         let sealed = proposals
             .into_iter()
             .map(|proposal| Sealed { bytes: encode_proposal(&proposal).into(), proposal });
-        EntryPayload::Normal(Batch(sealed.collect()))
+        EntryPayload::Normal(Batch::new(sealed.collect::<Vec<_>>()))
     };
     let gone = Command::Deregister { id: InstanceId::new("a").expect("valid"), reg_rev: None };
     let entries = [
@@ -60,7 +60,7 @@ pub fn write_example(dir: &Path, snapshot: bool) {
         store.put(Slot::Identity, codec::encode_identity(&identity)).await.expect("written");
         for entry in &entries {
             let (done, written) = tokio::sync::oneshot::channel();
-            let bytes = vec![Bytes::from(codec::encode_entry(entry))];
+            let bytes = vec![codec::encode_entry(entry)];
             let done = Box::new(|result| drop(done.send(result)));
             store.append(entry.log_id.index, bytes, done).await.expect("taken");
             written.await.expect("answered").expect("written");
@@ -73,7 +73,7 @@ pub fn write_example(dir: &Path, snapshot: bool) {
             let mut catalog = Catalog::default();
             for entry in &entries[..4] {
                 if let EntryPayload::Normal(batch) = &entry.payload {
-                    for sealed in batch.0.iter() {
+                    for sealed in batch.proposals().iter() {
                         catalog.apply(1, &sealed.proposal);
                     }
                 }

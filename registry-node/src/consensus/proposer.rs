@@ -133,7 +133,7 @@ async fn pack(
         if batch.is_empty() {
             continue;
         }
-        submit(&raft, Batch(batch.into()), replies, slot, &tracker).await;
+        submit(&raft, Batch::new(batch), replies, slot, &tracker).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use openraft::EntryPayload;
 
 use super::codec;
@@ -44,11 +45,13 @@ pub struct Vote {
 
 /// Reads a log entry.
 pub fn entry_in(bytes: &[u8]) -> Result<Entry, String> {
-    let entry = codec::decode_entry(bytes).map_err(|e| e.to_string())?;
+    let entry = codec::decode_entry(&Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
     let id = entry.log_id;
     let what = match entry.payload {
         EntryPayload::Blank => What::Blank,
-        EntryPayload::Normal(batch) => What::Batch(batch.0.iter().map(|s| s.proposal.clone()).collect()),
+        EntryPayload::Normal(batch) => {
+            What::Batch(batch.proposals().iter().map(|s| s.proposal.clone()).collect())
+        }
         EntryPayload::Membership(members) => What::Members {
             voters: members.get_joint_config().clone(),
             nodes: members.nodes().map(|(id, _)| *id).collect(),

@@ -91,7 +91,7 @@ impl RaftStateMachine<Types> for Machine {
             let effects = match entry.payload {
                 EntryPayload::Blank => self.hub.apply(id.leader_id.term, id.index, []),
                 EntryPayload::Normal(batch) => {
-                    let proposals = batch.0.iter().map(|sealed| &sealed.proposal);
+                    let proposals = batch.proposals().iter().map(|sealed| &sealed.proposal);
                     self.hub.apply(id.leader_id.term, id.index, proposals)
                 }
                 EntryPayload::Membership(membership) => {

@@ -1,6 +1,9 @@
 //! openraft's types filled in with ours, and nothing of it outside this folder.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 
@@ -16,13 +19,44 @@ pub struct Sealed {
     pub bytes: Bytes,
 }
 
-/// The proposals of one log entry, applied in order.
-#[derive(Debug, Clone)]
-pub struct Batch(pub Arc<[Sealed]>);
+/// The proposals of one log entry, applied in order, and the entry as it lies on disk and travels: the log and each
+/// follower get the same bytes. Cheap to clone.
+#[derive(Clone)]
+pub struct Batch(Arc<Shared>);
+
+struct Shared {
+    proposals: Box<[Sealed]>,
+    /// The entry in its envelope, and which one it is; unknown until somebody needs it.
+    entry: OnceLock<(LogId, Bytes)>,
+}
+
+impl Batch {
+    /// The proposals of an entry that nobody has encoded yet.
+    pub fn new(proposals: impl Into<Box<[Sealed]>>) -> Self {
+        Self(Arc::new(Shared { proposals: proposals.into(), entry: OnceLock::new() }))
+    }
+
+    /// What is proposed, in order.
+    pub fn proposals(&self) -> &[Sealed] {
+        &self.0.proposals
+    }
+
+    /// The bytes of the entry of this id, which `encode` makes if they are not known.
+    pub fn entry_bytes(&self, id: LogId, encode: impl Fn() -> Bytes) -> Bytes {
+        let (known, bytes) = self.0.entry.get_or_init(|| (id, encode()));
+        if *known == id { bytes.clone() } else { encode() }
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Batch").field(&self.proposals()).finish()
+    }
+}
 
 impl fmt::Display for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} proposals", self.0.len())
+        write!(f, "{} proposals", self.proposals().len())
     }
 }
 

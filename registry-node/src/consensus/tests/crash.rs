@@ -131,7 +131,7 @@ fn entry(term: u64, index: u64) -> Entry {
     let payload = match index {
         0 => EntryPayload::Membership(membership()),
         1 => EntryPayload::Blank,
-        _ => EntryPayload::Normal(Batch(Arc::new([register(term, index), register(term, index + 1)]))),
+        _ => EntryPayload::Normal(Batch::new([register(term, index), register(term, index + 1)])),
     };
     Entry { log_id: id(term, 1, index), payload }
 }
@@ -148,7 +148,7 @@ fn register(term: u64, index: u64) -> Sealed {
 
 fn apply(catalog: &mut Catalog, entry: &Entry) {
     if let EntryPayload::Normal(batch) = &entry.payload {
-        for sealed in batch.0.iter() {
+        for sealed in batch.proposals().iter() {
             catalog.apply(entry.log_id.leader_id.term, &sealed.proposal);
         }
     }

@@ -157,8 +157,8 @@ impl Victim {
 }
 
 fn entry(id: LogId) -> Bytes {
-    let payload = EntryPayload::Normal(Batch([registration("told")].into()));
-    codec::encode_entry(&Entry { log_id: id, payload }).into()
+    let payload = EntryPayload::Normal(Batch::new([registration("told")]));
+    codec::encode_entry(&Entry { log_id: id, payload })
 }
 
 fn membership<const N: usize>(id: LogId, voters: [u64; N]) -> Bytes {
