@@ -273,7 +273,7 @@ impl Registry {
         Self { consensus, hub, keeper, limits, watching: Clients::default() }
     }
 
-    /// Registers `spec` and grants its lease. With `expected`, only if the record is at that revision (0: not
+    /// Registers `spec`, which is valid, and grants its lease. With `expected`, only if the record is at that revision (0: not
     /// registered at all).
     pub async fn register(
         &self,
@@ -281,7 +281,6 @@ impl Registry {
         expected: Option<u64>,
         caller: Caller,
     ) -> Result<Answer<Arc<Record>>, Error> {
-        spec.validate(&self.limits)?;
         let id = spec.id.clone();
         match self.propose(Command::Register { spec: Arc::new(spec), expected }, caller).await? {
             Effect { outcome: Outcome::Registered(record), .. } => Ok(self.answer_at(record.mod_rev, record)),
@@ -506,7 +505,7 @@ impl Registry {
         Ok(self.answer_at(catalog.revision(), Backup { catalog, index }))
     }
 
-    /// Registers records as they were, with the provenance they had, many at once. An error says that nothing
+    /// Registers records, which are valid, as they were, with the provenance they had, many at once. An error says that nothing
     /// happened only if nothing did; the same call can be repeated in the modes that allow for what is there.
     pub async fn restore(
         &self,
@@ -519,9 +518,6 @@ impl Registry {
                 records.len()
             );
             return Err(Error::Invalid { field: "instances".into(), why });
-        }
-        for (spec, _) in &records {
-            spec.validate(&self.limits)?;
         }
         if mode == RestoreMode::IntoEmpty {
             self.fresh(Consistency::Linearizable, 0).await?;

@@ -147,14 +147,8 @@ impl Pipeline {
 
     /// As [`Registry::register`].
     pub fn register(&mut self, seq: u64, spec: Spec, expected: Option<u64>, caller: Caller) {
-        let id = spec.id.clone();
-        match spec.validate(&self.registry.limits) {
-            Ok(()) => {
-                let command = Command::Register { spec: Arc::new(spec), expected };
-                self.write(seq, "register", id, command, caller);
-            }
-            Err(invalid) => self.refuse(seq, "register", invalid.into()),
-        }
+        let (id, command) = (spec.id.clone(), Command::Register { spec: Arc::new(spec), expected });
+        self.write(seq, "register", id, command, caller);
     }
 
     /// As [`Registry::deregister`].
