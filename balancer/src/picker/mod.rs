@@ -1,6 +1,6 @@
 //! Which endpoint gets a request: pure functions over a [`Pool`].
 //!
-//! Relies on the pool's rotation being what may take requests at all. Why plain functions: three strategies
+//! Relies on the pool's rotation being what may take requests at all. Why plain functions: a few strategies
 //! with one caller need no trait, and all randomness and all counters are arguments, so a pick can be replayed.
 
 use std::cmp::Ordering;
@@ -10,7 +10,8 @@ use crate::pool::{Entry, Pool};
 #[cfg(test)]
 mod tests;
 
-/// How endpoints are picked. The names are those of the original's `strategy` key.
+/// How endpoints are picked. The names are those of the `strategy` key; of the original are round robin, least
+/// connections and sticky sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -19,6 +20,10 @@ pub enum Strategy {
     RoundRobin,
     /// The fewest requests in flight for its weight.
     LeastConnections,
+    /// Of two endpoints drawn by weight the one with fewer requests in flight for its weight.
+    LeastRequest,
+    /// By chance, by weight.
+    Random,
     /// The same endpoint for the same session cookie.
     StickySessions,
 }
@@ -29,6 +34,8 @@ impl Strategy {
         match self {
             Strategy::RoundRobin => "round_robin",
             Strategy::LeastConnections => "least_connections",
+            Strategy::LeastRequest => "least_request",
+            Strategy::Random => "random",
             Strategy::StickySessions => "sticky_sessions",
         }
     }
@@ -36,17 +43,20 @@ impl Strategy {
 
 /// Picks from `pool`'s rotation an endpoint whose key is not among `tried`; `None` if there is none.
 ///
-/// `turn` counts picks over all workers. `session` is the key that sticky sessions go by; without one they
-/// fall back to round robin.
+/// `turn` counts picks over all workers, `draw` is a random number. `session` is the key that sticky sessions go
+/// by; without one they fall back to round robin.
 pub fn pick<'a>(
     strategy: Strategy,
     pool: &'a Pool,
     turn: usize,
+    draw: u64,
     session: Option<&str>,
     tried: &[u64],
 ) -> Option<&'a Entry> {
     match (strategy, session) {
         (Strategy::LeastConnections, _) => least_connections(pool, turn, tried),
+        (Strategy::LeastRequest, _) => power_of_two(pool, draw, tried),
+        (Strategy::Random, _) => round_robin(pool, draw as usize, tried),
         (Strategy::StickySessions, Some(session)) => rendezvous(pool, session, tried),
         (Strategy::RoundRobin | Strategy::StickySessions, _) => round_robin(pool, turn, tried),
     }
@@ -77,6 +87,27 @@ fn least_connections<'a>(pool: &'a Pool, turn: usize, tried: &[u64]) -> Option<&
         .map(|e| (e, e.endpoint.in_flight()))
         .min_by(|(a, a_load), (b, b_load)| lighter(*a_load, a.weight, *b_load, b.weight))
         .map(|(e, _)| e)
+}
+
+/// The power of two choices (Mitzenmacher 2001): nearly as even as looking at all, at a cost that does not grow with
+/// them, and many balancers that know nothing of each other do not all rush to the same idle endpoint.
+fn power_of_two<'a>(pool: &'a Pool, draw: u64, tried: &[u64]) -> Option<&'a Entry> {
+    let n = pool.rotation_len();
+    let one = pool.scheduled((draw >> 32) as usize)?;
+    let mut other = pool.scheduled(draw as u32 as usize)?;
+    if other == one {
+        other = (one + 1) % n;
+    }
+    let (one, other) = (pool.rotated(one), pool.rotated(other));
+    match (untried(one, tried), untried(other, tried)) {
+        (true, true) => {
+            let (a, b) = (one.endpoint.in_flight(), other.endpoint.in_flight());
+            Some(if lighter(b, other.weight, a, one.weight) == Ordering::Less { other } else { one })
+        }
+        (true, false) => Some(one),
+        (false, true) => Some(other),
+        (false, false) => round_robin(pool, draw as usize, tried),
+    }
 }
 
 /// Compares load per weight without dividing. The load counts the request to come, so that of two idle

@@ -153,7 +153,8 @@ impl Worker {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut cache = self.pool.borrow_mut();
         let pool = cache.load();
-        picker::pick(self.strategy, pool, turn, session, tried).map(|entry| entry.endpoint.clone())
+        picker::pick(self.strategy, pool, turn, fastrand::u64(..), session, tried)
+            .map(|entry| entry.endpoint.clone())
     }
 
     /// For a request that failed everywhere in the rotation: whoever else might answer it.

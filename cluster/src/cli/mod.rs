@@ -92,7 +92,7 @@ struct Up {
     /// Sample backends [default: 3].
     #[arg(long, value_name = "N")]
     backends: Option<usize>,
-    /// The balancers' strategy: round_robin, least_connections or sticky_sessions.
+    /// The balancers' strategy, such as round_robin, least_request or sticky_sessions.
     #[arg(long)]
     strategy: Option<String>,
     /// Fail when a documented port is taken, instead of moving on.
