@@ -28,6 +28,9 @@ use crate::report::Failure;
 /// The body of a 503, the original's.
 const NO_BACKEND: &str = "No healthy backend available";
 
+/// Responses before the one that counts, at most: nobody sends more than a few, and a client need not read them.
+const INTERIM_MAX: u32 = 16;
+
 /// Serves `request`, which `client` has sent the head of.
 pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Request) -> After {
     let meter = Meter::begin(worker, &request.method, route::ALL);
@@ -88,6 +91,14 @@ enum Failed {
     Fault(Fault, String),
     /// By the client's: it has left, or failed to send its body.
     Client,
+}
+
+/// Where an attempt is.
+struct Attempt {
+    /// Whether the endpoint still reads the request.
+    takes: bool,
+    /// Interim responses that have come.
+    interim: u32,
 }
 
 impl<'a> Exchange<'a> {
@@ -160,8 +171,8 @@ impl<'a> Exchange<'a> {
         };
         self.upload.restart();
         self.write_request(endpoint);
-        let mut takes = true;
-        poll_fn(|cx| self.poll_attempt(cx, &mut link, &mut takes)).await?;
+        let mut state = Attempt { takes: true, interim: 0 };
+        poll_fn(|cx| self.poll_attempt(cx, &mut link, &mut state)).await?;
         endpoint.reached();
         Ok(link)
     }
@@ -183,14 +194,14 @@ impl<'a> Exchange<'a> {
         self.fresh_id.as_deref().or_else(|| headers::request_id(&self.request.fields)).unwrap_or_default()
     }
 
-    /// Sends the request while waiting for the head of the response. `takes` says whether the endpoint still reads.
+    /// Sends the request while waiting for the head of the response.
     fn poll_attempt(
         &mut self,
         cx: &mut Context<'_>,
         link: &mut Link,
-        takes: &mut bool,
+        state: &mut Attempt,
     ) -> Poll<Result<(), Failed>> {
-        if *takes && self.upload.goes_on(link) {
+        if state.takes && self.upload.goes_on(link) {
             let head = self.worker.head.borrow();
             match self.upload.poll(cx, self.client, self.request, link, &head) {
                 Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(Failed::Client)),
@@ -198,13 +209,21 @@ impl<'a> Exchange<'a> {
                     return Poll::Ready(Err(self.broken(HeadError::Closed, Fault::Unsent)));
                 }
                 // It may have said why.
-                Poll::Ready(Err(Stopped::Endpoint)) => *takes = false,
+                Poll::Ready(Err(Stopped::Endpoint)) => state.takes = false,
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
         loop {
             match link.poll_head(cx, self.response, &self.request.method) {
-                Poll::Ready(Ok(())) if self.is_interim() => self.pass_interim(cx),
+                Poll::Ready(Ok(())) if self.is_interim() && state.interim < INTERIM_MAX => {
+                    state.interim += 1;
+                    self.pass_interim(cx);
+                }
+                Poll::Ready(Ok(())) if self.is_interim() => {
+                    self.meter.blame(Failure::Broke);
+                    let what = format!("sent more than {INTERIM_MAX} interim responses");
+                    return Poll::Ready(Err(Failed::Fault(Fault::Broke, what)));
+                }
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(why)) => {
                     let stale = link.reused && !link.heard;
@@ -218,7 +237,7 @@ impl<'a> Exchange<'a> {
             return Poll::Ready(Err(Failed::Client));
         }
         let limits = &self.worker.limits;
-        match self.upload.waiting && *takes && !self.upload.over {
+        match self.upload.waiting && state.takes && !self.upload.over {
             true => {
                 ready!(self.client.deadline.poll(cx, self.upload.progress + limits.body_idle));
                 self.upload.failed = Some(UploadFailure::Silent);

@@ -201,3 +201,14 @@ async fn every_response_is_its_own_requests() {
         client.await.unwrap();
     }
 }
+
+/// Nobody sends many, and a client that does not read them would have them pile up.
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_responses_without_end_are_a_backends_fault() {
+    static MANY: std::sync::LazyLock<Vec<u8>> =
+        std::sync::LazyLock::new(|| b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100));
+    let (_registry, _tape, lb) = tape(&MANY).await;
+    let answer = client::raw(lb.http, b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(answer.matches("HTTP/1.1 103 ").count(), 16, "{answer}");
+    assert!(answer.ends_with("Bad gateway: backend tape sent more than 16 interim responses"), "{answer}");
+}
