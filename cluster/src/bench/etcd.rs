@@ -3,7 +3,6 @@
 
 use std::{
     fs::File,
-    io,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -62,8 +61,9 @@ impl Etcd {
                 ("--logger", "zap".into()),
                 ("--log-level", "warn".into()),
             ];
+            let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
             let log = dir.join(format!("e{n}.log"));
-            etcd.nodes.push(spawn(args.into_iter(), &log).context("cannot start etcd")?);
+            etcd.nodes.push(spawn("etcd", args, &log)?);
         }
         let deadline = Instant::now() + READY_WITHIN;
         while Instant::now() < deadline {
@@ -115,20 +115,29 @@ impl Drop for Etcd {
     }
 }
 
-/// Its own group, so that Ctrl-C reaches us alone; and the kernel kills it should we be killed.
-fn spawn(args: impl Iterator<Item = (&'static str, String)>, log: &Path) -> io::Result<Child> {
-    std::fs::create_dir_all(log.parent().unwrap_or(Path::new(".")))?;
-    let output = File::create(log)?;
-    let mut command = match which("setpriv") {
-        Some(setpriv) => {
-            let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", "--", "etcd"]);
-            command
-        }
-        None => Command::new("etcd"),
+/// Starts a program that is not ours. Its own group, so that Ctrl-C reaches us alone; and the kernel kills it should we
+/// be killed.
+pub(super) fn spawn(program: &str, args: Vec<String>, log: &Path) -> Result<Child> {
+    let start = || {
+        std::fs::create_dir_all(log.parent().unwrap_or(Path::new(".")))?;
+        let output = File::create(log)?;
+        let mut command = match which("setpriv") {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "KILL", "--", program]);
+                command
+            }
+            None => Command::new(program),
+        };
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .spawn()
     };
-    command.args(args.flat_map(|(flag, value)| [flag.to_owned(), value]));
-    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0).spawn()
+    start().with_context(|| format!("cannot start {program}"))
 }
 
 fn which(program: &str) -> Option<PathBuf> {
@@ -136,9 +145,10 @@ fn which(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
-fn free_port() -> Result<u16> {
+/// A port that nobody has at the moment.
+pub(super) fn free_port() -> Result<u16> {
     let free = (0..1_000).map(|_| fastrand::u16(12_000..30_000)).find(|port| crate::ports::is_free(*port));
-    free.context("found no free port for etcd")
+    free.context("found no free port")
 }
 
 /// A connection as our own clients have it.

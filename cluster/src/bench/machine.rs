@@ -23,6 +23,22 @@ pub(crate) fn rss_mib(pid: i32) -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1_024.0
 }
 
+/// Processor time that a process and its children have used; of those that have gone nothing.
+pub(crate) fn tree_cpu_time(pid: i32) -> Duration {
+    cpu_time(pid) + children(pid).into_iter().map(cpu_time).sum::<Duration>()
+}
+
+/// Resident memory of a process and its children in MiB. Pages that they share count for each.
+pub(crate) fn tree_rss_mib(pid: i32) -> f64 {
+    rss_mib(pid) + children(pid).into_iter().map(rss_mib).sum::<f64>()
+}
+
+/// The processes that a process has started; none if it has gone.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
 /// Processor time that a process has used, in user space and in the kernel; zero if it has gone.
 pub(crate) fn cpu_time(pid: i32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

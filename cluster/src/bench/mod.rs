@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! registry ──▶ load, etcd        what is measured; the load; who it is measured beside
+//! balancer ──▶ (its own load, HAProxy, nginx)
 //!        └───▶ machine ──▶ report   what else the machine does; figures, bounds and verdicts (pure)
 //! ```
 
+mod balancer;
 mod etcd;
 mod load;
 mod machine;
@@ -21,6 +23,8 @@ pub(crate) use report::Report;
 pub(crate) enum Bench {
     /// The registry, beside etcd where it is installed: speed, memory, failover, scale.
     Registry(registry::Args),
+    /// The balancer, beside HAProxy and nginx where they are installed: processor time, rate, latency, memory.
+    Balancer(balancer::Args),
 }
 
 impl Bench {
@@ -28,6 +32,7 @@ impl Bench {
     pub(crate) async fn run(&self, note: fn(&str)) -> Result<Report> {
         match self {
             Self::Registry(args) => registry::run(args, note).await,
+            Self::Balancer(args) => balancer::run(args, note).await,
         }
     }
 
@@ -35,6 +40,7 @@ impl Bench {
     pub(crate) fn checks(&self) -> bool {
         match self {
             Self::Registry(args) => args.check,
+            Self::Balancer(args) => args.check,
         }
     }
 }

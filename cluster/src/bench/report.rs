@@ -40,7 +40,7 @@ pub(crate) struct Line {
     pub what: String,
     /// The figure: of several samples their median.
     pub value: f64,
-    /// Of the value; `x` is a ratio to etcd in the same run.
+    /// Of the value; `x` is a ratio to a peer in the same run.
     pub unit: &'static str,
     /// What it has to reach; none for what only explains.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,13 +95,33 @@ impl Bound {
     }
 }
 
+/// A program that is measured beside us.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Peer {
+    /// Its name.
+    pub name: &'static str,
+    /// None if it is not installed.
+    pub version: Option<String>,
+    /// The Debian package that has it.
+    pub package: &'static str,
+}
+
+impl Peer {
+    fn describe(&self) -> String {
+        match &self.version {
+            Some(version) => format!("{}: {version}", self.name),
+            None => format!("{}: not installed: apt-get install {}", self.name, self.package),
+        }
+    }
+}
+
 /// Everything of one run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Report {
-    /// Processors of the machine; nodes, etcd and load share them.
+    /// Processors of the machine; what is measured, its peers and the load share them.
     pub cores: usize,
-    /// The version of etcd beside us; none if it is not installed.
-    pub etcd: Option<String>,
+    /// Who is measured beside us.
+    pub peers: Vec<Peer>,
     /// Load averages over one minute: before, and after each section. Much above the cores' number before it
     /// begins, or between: others were at work, and absolute figures are pessimistic.
     pub load: Vec<(String, f64)>,
@@ -148,10 +168,10 @@ impl Report {
             rows.push([line.what.clone(), value, must, goal, met.into(), line.detail.clone()]);
         }
         let mut text = crate::cli::columns(&rows);
-        let etcd =
-            self.etcd.as_ref().map_or("not installed: apt-get install etcd-server".into(), Clone::clone);
+        let peers: Vec<String> = self.peers.iter().map(Peer::describe).collect();
         let load: Vec<String> = self.load.iter().map(|(when, load)| format!("{when} {load:.1}")).collect();
-        let _ = writeln!(text, "\n{} cores; load average: {}; etcd: {etcd}", self.cores, load.join(", "));
+        let _ =
+            writeln!(text, "\n{} cores; load average: {}; {}", self.cores, load.join(", "), peers.join("; "));
         for method in &self.method {
             let _ = writeln!(text, "{method}");
         }

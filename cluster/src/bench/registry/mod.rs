@@ -28,7 +28,7 @@ use self::nodes::Nodes;
 use super::{
     etcd::{self, Etcd},
     machine,
-    report::{Line, Report},
+    report::{Line, Peer, Report},
 };
 
 /// What to measure, and how.
@@ -161,7 +161,8 @@ pub(super) async fn run(args: &Args, note: fn(&str)) -> Result<Report> {
         [] => Section::value_variants(),
         only => only,
     };
-    let report = Report { cores: machine::cores(), etcd: etcd.clone(), ..Report::default() };
+    let peers = vec![Peer { name: "etcd", version: etcd.clone(), package: "etcd-server" }];
+    let report = Report { cores: machine::cores(), peers, ..Report::default() };
     let mut run = Run {
         args,
         dir: dir.path().to_owned(),

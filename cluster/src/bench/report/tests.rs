@@ -15,7 +15,11 @@ fn a_report_says_what_is_met_and_what_is_not() {
             .held_to(Bound::AtMost { must: 1_500.0, goal: 1_200.0 }),
     ];
     let load = vec![("before".into(), 0.5)];
-    let report = Report { cores: 2, load, seconds: 12.0, lines, ..Report::default() };
+    let peers = vec![
+        Peer { name: "etcd", version: None, package: "etcd-server" },
+        Peer { name: "nginx", version: Some("1.22.1".into()), package: "nginx-light" },
+    ];
+    let report = Report { cores: 2, peers, load, seconds: 12.0, lines, ..Report::default() };
     assert_eq!(report.missed(), 2);
     expect![[r#"
         WHAT                VALUE     MUST        GOAL        MET   FROM
@@ -27,7 +31,7 @@ fn a_report_says_what_is_met_and_what_is_not() {
         kills               10.0
         without a sample    NaN ms    ≤ 1 500 ms  ≤ 1 200 ms  NO
 
-        2 cores; load average: before 0.5; etcd: not installed: apt-get install etcd-server
+        2 cores; load average: before 0.5; etcd: not installed: apt-get install etcd-server; nginx: 1.22.1
         2 of 4 bounds met, in 12 s"#]]
     .assert_eq(&report.table());
 }
