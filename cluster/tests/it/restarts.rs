@@ -13,11 +13,11 @@ use crate::support::{
 /// An hour: nothing expires by itself here.
 const TTL_MS: u64 = 3_600_000;
 
-/// Registers `count` instances called `prefix-…`, a few at a time.
+/// Registers `count` instances called `prefix-…`, one after the other: at once they would share entries of the log, and
+/// how many there are decides when it is purged.
 async fn register(rest: &str, prefix: &str, count: usize) {
-    let ids: Vec<String> = (0..count).map(|number| format!("{prefix}-{number}")).collect();
-    for some in ids.chunks(8) {
-        join_all(some.iter().map(|id| put(rest, id, "http://127.0.0.1:9", TTL_MS))).await;
+    for number in 0..count {
+        put(rest, &format!("{prefix}-{number}"), "http://127.0.0.1:9", TTL_MS).await;
     }
 }
 
