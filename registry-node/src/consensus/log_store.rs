@@ -176,11 +176,12 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(())
     }
 
-    /// Rides with the next barrier: after a crash it may be older, never newer, than what was committed.
+    /// Rides with the next append: after a crash it may be older, never newer, than what was committed.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
         self.shared().committed = Some(committed);
-        self.store.put_lazily(Slot::Committed, codec::encode_log_id(&committed)).await
+        self.store.note_committed(codec::encode_log_id(&committed));
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {

@@ -20,7 +20,7 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -118,7 +118,7 @@ pub enum Error {
 pub enum Slot {
     /// Raft's vote.
     Vote,
-    /// The last log id known to be committed.
+    /// The last log id known to be committed; see [`Store::note_committed`].
     Committed,
     /// Cluster id and node id.
     Identity,
@@ -188,6 +188,8 @@ pub struct Recovered {
 #[derive(Debug, Clone)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
+    /// What the next append takes along, or the end does.
+    committed: writer::Noted,
     space: Space,
     /// Held by whoever saves a snapshot.
     saving: Arc<tokio::sync::Mutex<()>>,
@@ -233,8 +235,10 @@ impl Store {
         let (writer, recovered) = opening::open(medium, dir, sound)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let pace = Pace::default();
+        let committed = writer.noted();
         let work = writer.run(queue, metrics, pace.clone(), on_failure, latency);
-        Ok((Self { jobs, space: Space::unbounded(), saving: Arc::default(), pace }, recovered, work))
+        let store = Self { jobs, committed, space: Space::unbounded(), saving: Arc::default(), pace };
+        Ok((store, recovered, work))
     }
 
     /// The same store, which tells its users of the room that is left for it.
@@ -255,17 +259,19 @@ impl Store {
     /// Appends `entries`, which must follow the last index without a gap; `done` is called once they survive a
     /// power cut. Each is at most [`ENTRY_BYTES_MAX`].
     pub async fn append(&self, first: u64, entries: Vec<Bytes>, done: Done) -> io::Result<()> {
-        self.send(Job::Append { first, entries, done }).await
+        let committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.send(Job::Append { first, entries, committed, done }).await
     }
 
     /// Keeps a single value; durable on return.
     pub async fn put(&self, slot: Slot, value: Vec<u8>) -> io::Result<()> {
-        self.wait(|done| Job::Put { slot, value, done: Some(done) }).await
+        self.wait(|done| Job::Put { slot, value, done }).await
     }
 
-    /// Keeps a single value with the next barrier that something else pays for.
-    pub async fn put_lazily(&self, slot: Slot, value: Vec<u8>) -> io::Result<()> {
-        self.send(Job::Put { slot, value, done: None }).await
+    /// Keeps [`Slot::Committed`] with the next append, or at a clean stop: after a crash it is older, and never speaks
+    /// of an entry that was appended after it was noted. Wakes nobody.
+    pub fn note_committed(&self, mark: Vec<u8>) {
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark);
     }
 
     /// Drops the entries from `index` on; durable on return.

@@ -50,6 +50,31 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }
 
+/// A mark waits for the next append, and at the latest for a clean stop.
+#[tokio::test]
+async fn a_commit_mark_goes_with_the_next_append_or_with_the_end() {
+    let committed = |disk: &Memory| open(&disk.killed()).expect("readable").1.committed;
+    let disk = Memory::default();
+    let none = || Duration::ZERO;
+    let path = Path::new("memory");
+    let work = Store::in_task(disk.clone(), path, &|_| Ok(()), Arc::default(), |e| panic!("{e}"), none);
+    let (store, found, work) = work.expect("an empty disk");
+    assert_eq!(found.committed, None);
+    let seen = disk.clone();
+    let writes = async move {
+        append(&store, 0..3).await.expect("appended");
+        store.note_committed(b"1".to_vec());
+        store.note_committed(b"2".to_vec());
+        assert_eq!(committed(&seen), None);
+        append(&store, 3..4).await.expect("appended");
+        assert_eq!(committed(&seen).as_deref(), Some(&b"2"[..]));
+        store.note_committed(b"3".to_vec());
+        drop(store);
+    };
+    tokio::join!(writes, work);
+    assert_eq!(committed(&disk).as_deref(), Some(&b"3"[..]));
+}
+
 /// What a store must hold.
 #[derive(Debug, Default)]
 struct Model {
@@ -161,10 +186,16 @@ proptest! {
                     }
                     Step::TornAppend(count, step, kept, sidecar) => {
                         disk.fail_after(step);
-                        let torn = append(&store, model.end..model.end + count);
-                        let mark = store.put_lazily(Slot::Committed, (model.end + count).to_be_bytes().to_vec());
-                        let (appended, _) = tokio::join!(torn, mark); // one of them may meet the failure
-                        model.end += if appended.is_ok() { count } else { 0 };
+                        let middle = model.end + count;
+                        let torn = append(&store, model.end..middle);
+                        let next = async {
+                            store.note_committed(middle.to_be_bytes().to_vec());
+                            append(&store, middle..middle + 1).await
+                        };
+                        // Both in one batch, or not; either may meet the failure.
+                        let (torn, next) = tokio::join!(torn, next);
+                        model.end += if torn.is_ok() { count } else { 0 };
+                        model.end += u64::from(next.is_ok());
                         disk = disk.power_cut(kept, sidecar);
                         let (_, found) = open(&disk.killed()).expect("readable");
                         let committed = found.committed.map_or(0, |mark| u64::from_be_bytes(mark.try_into().expect("8 bytes")));

@@ -5,7 +5,7 @@ use std::{
     io,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -43,12 +43,14 @@ pub(super) enum Job {
     Append {
         first: u64,
         entries: Vec<Bytes>,
+        /// A mark that speaks of entries before these.
+        committed: Option<Vec<u8>>,
         done: Done,
     },
     Put {
         slot: Slot,
         value: Vec<u8>,
-        done: Option<Done>,
+        done: Done,
     },
     Truncate {
         from: u64,
@@ -101,6 +103,9 @@ pub(super) enum Job {
         alone: bool,
     },
 }
+
+/// A mark that the next append takes along.
+pub(super) type Noted = Arc<Mutex<Option<Vec<u8>>>>;
 
 /// Points at the chunks of the newest whole snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -169,6 +174,10 @@ pub(super) struct Writer<M: Medium> {
     /// Entries taken from the queue and not yet in a frame; they end just before `next`.
     pending: Vec<Bytes>,
     pending_bytes: usize,
+    /// Put behind the entries, with their barrier.
+    committed: Option<Vec<u8>>,
+    /// What comes as `committed` with the next append.
+    noted: Noted,
     /// The snapshot under way.
     saving: Option<Generation>,
     /// No number up to this one is used again.
@@ -192,11 +201,18 @@ impl<M: Medium> Writer<M> {
             contents,
             pending: Vec::new(),
             pending_bytes: 0,
+            committed: None,
+            noted: Noted::default(),
             saving: None,
             stale: Vec::new(),
             dirty: false,
             promise: false,
         }
+    }
+
+    /// Where a mark is left for the next append.
+    pub fn noted(&self) -> Noted {
+        self.noted.clone()
     }
 
     /// Works until every handle is gone or a write fails. Panics in the database, which damage can cause, are
@@ -220,8 +236,12 @@ impl<M: Medium> Writer<M> {
             pause(latency()).await;
             let mut waiting = Vec::with_capacity(jobs.len());
             let result = caught(|| match taken {
-                // A log that has stopped growing, or a clean stop.
-                None | Some(0) => self.sidecar.sync(&mut self.medium),
+                // A log that has stopped growing.
+                None => self.sidecar.sync(&mut self.medium),
+                Some(0) => {
+                    self.committed = self.noted.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    self.end()
+                }
                 Some(_) => self.turn(&mut jobs, &mut waiting),
             });
             if let Err(error) = &result {
@@ -251,7 +271,23 @@ impl<M: Medium> Writer<M> {
 
     fn barrier(&mut self) -> io::Result<()> {
         self.write_pending()?;
-        if std::mem::take(&mut self.dirty) { self.disk.sync() } else { Ok(()) }
+        if !std::mem::take(&mut self.dirty) {
+            return Ok(());
+        }
+        // Frames lie on disk before a mark that speaks of them, wherever a power cut falls.
+        self.put_committed()?;
+        self.disk.sync()
+    }
+
+    /// A clean stop.
+    fn end(&mut self) -> io::Result<()> {
+        self.put_committed()?;
+        self.sidecar.sync(&mut self.medium)
+    }
+
+    fn put_committed(&mut self) -> io::Result<()> {
+        let mark = self.committed.take();
+        mark.map_or(Ok(()), |mark| self.disk.put(Tree::Meta, Slot::Committed.key(), &mark))
     }
 
     /// Tells the sidecar what is durable now.
@@ -270,15 +306,15 @@ impl<M: Medium> Writer<M> {
 
     fn execute(&mut self, job: Job, waiting: &mut Vec<Done>) -> io::Result<()> {
         match job {
-            Job::Append { first, entries, done } => {
+            Job::Append { first, entries, committed, done } => {
                 waiting.push(done);
+                self.committed = committed.or(self.committed.take());
                 self.append(first, entries)?;
             }
             Job::Put { slot, value, done } => {
-                // Frames lie on disk before a mark that speaks of them, wherever a power cut falls.
+                waiting.push(done);
+                // As with every mark: what it may speak of lies on disk before it.
                 self.write_pending()?;
-                self.dirty |= done.is_some();
-                waiting.extend(done);
                 self.put(slot, value)?;
             }
             Job::Truncate { from, done } => {
@@ -332,7 +368,10 @@ impl<M: Medium> Writer<M> {
     fn put(&mut self, slot: Slot, value: Vec<u8>) -> io::Result<()> {
         let record = &mut self.sidecar.record;
         match slot {
-            Slot::Committed => return self.disk.put(Tree::Meta, slot.key(), &value),
+            Slot::Committed => {
+                self.dirty = true;
+                return self.disk.put(Tree::Meta, slot.key(), &value);
+            }
             Slot::Vote => {
                 let ballot = Ballot { number: record.votes + 1, vote: value.clone() };
                 self.disk.put(Tree::Meta, slot.key(), &seal(&ballot))?;

@@ -94,7 +94,7 @@ fn scenarios() -> Vec<Scenario> {
             work: |store| {
                 Box::pin(async move {
                     append(&store, 30..33).await?;
-                    store.put_lazily(Slot::Committed, b"32".to_vec()).await?;
+                    store.note_committed(b"32".to_vec());
                     append(&store, 33..34).await
                 })
             },
