@@ -367,11 +367,15 @@ pub mod raft_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Replicates log entries, or with none is the leader's heartbeat.
+        /// Replicates log entries; a request with none is the leader's heartbeat, or moves the commit mark. One answer a
+        /// request, in order; a request that is refused ends the stream.
         pub async fn append(
             &mut self,
-            request: impl tonic::IntoRequest<super::AppendRequest>,
-        ) -> std::result::Result<tonic::Response<super::AppendResponse>, tonic::Status> {
+            request: impl tonic::IntoStreamingRequest<Message = super::AppendRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::AppendResponse>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
@@ -382,9 +386,9 @@ pub mod raft_client {
                 })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/raft.v1.Raft/Append");
-            let mut req = request.into_request();
+            let mut req = request.into_streaming_request();
             req.extensions_mut().insert(GrpcMethod::new("raft.v1.Raft", "Append"));
-            self.inner.unary(req, path, codec).await
+            self.inner.streaming(req, path, codec).await
         }
         pub async fn vote(
             &mut self,
@@ -616,11 +620,18 @@ pub mod raft_server {
     /// Generated trait containing gRPC methods that should be implemented for use with RaftServer.
     #[async_trait]
     pub trait Raft: std::marker::Send + std::marker::Sync + 'static {
-        /// Replicates log entries, or with none is the leader's heartbeat.
+        /// Server streaming response type for the Append method.
+        type AppendStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::AppendResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Replicates log entries; a request with none is the leader's heartbeat, or moves the commit mark. One answer a
+        /// request, in order; a request that is refused ends the stream.
         async fn append(
             &self,
-            request: tonic::Request<super::AppendRequest>,
-        ) -> std::result::Result<tonic::Response<super::AppendResponse>, tonic::Status>;
+            request: tonic::Request<tonic::Streaming<super::AppendRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::AppendStream>, tonic::Status>;
         async fn vote(
             &self,
             request: tonic::Request<super::VoteRequest>,
@@ -766,16 +777,19 @@ pub mod raft_server {
                 "/raft.v1.Raft/Append" => {
                     #[allow(non_camel_case_types)]
                     struct AppendSvc<T: Raft>(pub Arc<T>);
-                    impl<T: Raft> tonic::server::UnaryService<super::AppendRequest>
+                    impl<T: Raft> tonic::server::StreamingService<super::AppendRequest>
                     for AppendSvc<T> {
                         type Response = super::AppendResponse;
+                        type ResponseStream = T::AppendStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::AppendRequest>,
+                            request: tonic::Request<
+                                tonic::Streaming<super::AppendRequest>,
+                            >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
@@ -801,7 +815,7 @@ pub mod raft_server {
                                 max_decoding_message_size,
                                 max_encoding_message_size,
                             );
-                        let res = grpc.unary(method, req).await;
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -8,6 +8,7 @@ mod bootstrap;
 mod codec;
 mod disk_pace;
 mod forwarder;
+mod lane;
 mod log_store;
 mod machine_status;
 mod membership;

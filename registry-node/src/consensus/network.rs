@@ -9,14 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::Stream;
 use openraft::{
     OptionalSend, Raft, RaftNetworkFactory, RaftNetworkV2,
     async_runtime::watch::WatchReceiver,
+    base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
-    network::RPCOption,
+    network::{RPCOption, stream_append_sequential},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use proto::raft::v1::{self as pb, raft_client::RaftClient};
@@ -28,6 +30,7 @@ use super::{
     Error,
     audit::{Answer, MARKS_MAX, Mark},
     codec,
+    lane::{Lane, worth_sending},
     state_machine::Machine,
     types::{Address, Chunks, LogId, Snapshot, Types, Vote},
 };
@@ -368,7 +371,8 @@ impl Network {
 
     fn link(&self, id: u64, address: &Address, purpose: Purpose) -> Link {
         let client = self.peers.client(id, address, purpose);
-        Link { client, peers: self.peers.clone(), id, purpose, answered: Instant::now() }
+        let (lane, answered) = (Lane::default(), Instant::now());
+        Link { client, lane, peers: self.peers.clone(), id, purpose, answered }
     }
 }
 
@@ -388,9 +392,13 @@ impl RaftNetworkFactory<Types> for Network {
     }
 }
 
+/// What became of appends, in their order.
+type Appended<'s> = BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>;
+
 /// openraft's client of one peer for one purpose.
 pub struct Link {
     client: RaftClient<Wire>,
+    lane: Lane,
     peers: Peers,
     id: u64,
     purpose: Purpose,
@@ -462,7 +470,7 @@ impl RaftNetworkV2<Types> for Link {
         if self.purpose == Purpose::Log && self.answered.elapsed() >= self.peers.0.timers.election_max {
             self.peers.hear_quorum(self.answered, patience).await?;
         }
-        let result = within(patience, self.client.append(request)).await?.result;
+        let result = within(patience, self.lane.append(&mut self.client, request)).await?.result;
         self.answered = Instant::now();
         match &result {
             Some(pb::append_response::Result::Conflict(conflict)) if conflict.log_lost => {
@@ -484,6 +492,17 @@ impl RaftNetworkV2<Types> for Link {
             }
             None => Err(garbled("an append's result")),
         }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        appends: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<Appended<'s>, RPCError<Types>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        stream_append_sequential(self, worth_sending(appends), option)
     }
 
     async fn vote(

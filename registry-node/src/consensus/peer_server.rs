@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use openraft::{async_runtime::watch::WatchReceiver, raft::AppendEntriesResponse};
 use proto::raft::v1::{self as pb, raft_server};
 use tokio::{net::TcpListener, time::Instant};
@@ -193,6 +196,35 @@ impl PeerServer {
         consensus.0.quarantine.check().map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(consensus)
     }
+
+    /// Takes a leader's entries, or its heartbeat.
+    async fn take(&self, request: pb::AppendRequest) -> Result<pb::AppendResponse, Status> {
+        let consensus = self.checked(request.header.as_ref())?;
+        let append = message::append(&request)?;
+        let ends = [append.entries.first(), append.entries.last()].into_iter().flatten();
+        let told = ends.map(|entry| entry.log_id).chain(append.prev_log_id).chain(append.leader_commit);
+        consensus.shares_history(&append.vote, told)?;
+        if !append.entries.is_empty() {
+            // An append that fails would end this node; one that is refused comes again.
+            self.0.store.space().for_replication(0).map_err(full)?;
+        }
+        let answer = consensus.0.raft.append_entries(append).await.map_err(stopped)?;
+        use pb::append_response::{Conflict, Result as Answer, Success};
+        let result = match answer {
+            AppendEntriesResponse::Success => Answer::Success(Success {}),
+            AppendEntriesResponse::PartialSuccess(id) => {
+                Answer::Partial(id.as_ref().map(to_log_id).unwrap_or_default())
+            }
+            AppendEntriesResponse::Conflict => {
+                Answer::Conflict(Conflict { log_lost: consensus.0.quarantine.is_on() })
+            }
+            AppendEntriesResponse::HigherVote(vote) => Answer::HigherVote(to_vote(&vote)),
+        };
+        if !matches!(result, Answer::HigherVote(_)) {
+            consensus.heard_leader();
+        }
+        Ok(pb::AppendResponse { result: Some(result) })
+    }
 }
 
 impl Consensus {
@@ -225,36 +257,24 @@ fn vote_response(answer: openraft::raft::VoteResponse<super::Types>) -> Response
 
 #[tonic::async_trait]
 impl raft_server::Raft for PeerServer {
+    type AppendStream = BoxStream<'static, Result<pb::AppendResponse, Status>>;
+
     async fn append(
         &self,
-        request: Request<pb::AppendRequest>,
-    ) -> Result<Response<pb::AppendResponse>, Status> {
-        let request = request.into_inner();
-        let consensus = self.checked(request.header.as_ref())?;
-        let append = message::append(&request)?;
-        let ends = [append.entries.first(), append.entries.last()].into_iter().flatten();
-        let told = ends.map(|entry| entry.log_id).chain(append.prev_log_id).chain(append.leader_commit);
-        consensus.shares_history(&append.vote, told)?;
-        if !append.entries.is_empty() {
-            // An append that fails would end this node; one that is refused comes again.
-            self.0.store.space().for_replication(0).map_err(full)?;
-        }
-        let answer = consensus.0.raft.append_entries(append).await.map_err(stopped)?;
-        use pb::append_response::{Conflict, Result as Answer, Success};
-        let result = match answer {
-            AppendEntriesResponse::Success => Answer::Success(Success {}),
-            AppendEntriesResponse::PartialSuccess(id) => {
-                Answer::Partial(id.as_ref().map(to_log_id).unwrap_or_default())
-            }
-            AppendEntriesResponse::Conflict => {
-                Answer::Conflict(Conflict { log_lost: consensus.0.quarantine.is_on() })
-            }
-            AppendEntriesResponse::HigherVote(vote) => Answer::HigherVote(to_vote(&vote)),
-        };
-        if !matches!(result, Answer::HigherVote(_)) {
-            consensus.heard_leader();
-        }
-        Ok(Response::new(pb::AppendResponse { result: Some(result) }))
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.ok_or_else(|| missing("append"))?;
+        let begin = (self.clone(), requests, Some(first));
+        let answers = stream::try_unfold(begin, async |(server, mut requests, first)| {
+            let next = match first {
+                Some(first) => Some(first),
+                None => requests.message().await?,
+            };
+            let Some(next) = next else { return Ok(None) };
+            Ok(Some((server.take(next).await?, (server, requests, None))))
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {

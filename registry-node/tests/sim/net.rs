@@ -1,6 +1,6 @@
 //! A network in memory: calls go into the client that the server was built with, whole, and out of the service
 //! that its peer port serves, so that everything but HTTP/2 itself runs. Each message alone is delayed, lost,
-//! doubled or cut off; late ones overtake. As over TCP a lost message is sent again, at growing intervals, while its
+//! doubled or cut off; late ones overtake, but for those of one lasting stream. As over TCP a lost message is sent again, at growing intervals, while its
 //! caller waits; and as with HTTP/2's pings a connection that stays silent breaks.
 
 use std::{
@@ -13,14 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http_body_util::{BodyExt, Collected};
+use http_body_util::{BodyExt, Collected, StreamBody};
+use hyper::body::Frame;
 use registry_node::{
     consensus::{Dial, NoConnection, PeerService, Wire, WireError},
     scope::Scope,
 };
-use tokio::time::sleep;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
+use tonic::{Status, body::Body};
 use tower::{Service, ServiceExt};
 
 use crate::trace::Trace;
@@ -29,6 +31,9 @@ use crate::trace::Trace;
 const RETRANSMIT: Duration = Duration::from_millis(200);
 /// A connection over which nothing comes back for this long is given up, as pings every 4 s with 3 s to answer do.
 const BROKEN: Duration = Duration::from_secs(7);
+
+/// The one call that is a conversation.
+const LASTING: &str = "/raft.v1.Raft/Append";
 
 /// The network. Cheap to clone.
 #[derive(Clone)]
@@ -221,6 +226,114 @@ impl Net {
     }
 }
 
+/// The messages of a stream, one way.
+type Messages = mpsc::Sender<Result<Frame<Bytes>, Status>>;
+
+/// A stream that lasts: each of its messages crosses by itself, in order, and when one cannot the stream breaks.
+#[derive(Clone)]
+struct Link {
+    net: Net,
+    path: String,
+    /// Cancelled when the called process is gone, or the connection is.
+    broken: CancellationToken,
+}
+
+impl Link {
+    /// Takes messages across until one end has no more, or is gone.
+    async fn pump(
+        self,
+        way: (u64, u64),
+        mut from: Body,
+        to: Messages,
+        double: impl Fn(Bytes, Duration) + Send,
+    ) {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = self.broken.cancelled() => Some(Err(lost())),
+                frame = from.frame() => frame,
+            };
+            let Some(frame) = frame else { return };
+            let data = frame.as_ref().ok().and_then(Frame::data_ref).cloned().unwrap_or_default();
+            let crosses = frame.is_err()
+                || self.net.carry(way, &self.path, data.len(), |delay| double(data.clone(), delay)).await;
+            let ends = frame.is_err() || !crosses;
+            let frame = if crosses { frame } else { Err(lost()) };
+            if to.send(frame).await.is_err() || ends {
+                return self.broken.cancel();
+            }
+        }
+    }
+}
+
+fn lost() -> Status {
+    Status::unavailable("the connection broke")
+}
+
+impl Net {
+    /// A call whose messages come one by one, both ways.
+    async fn lasting(
+        self,
+        from: u64,
+        to: u64,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, WireError> {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path().to_owned();
+        if !self.carry((from, to), &path, 0, |_| ()).await {
+            return Err(broken());
+        }
+        let port = self.state().nodes.get(&to).cloned().ok_or_else(|| WireError(NoConnection.into()))?;
+        let link = Link { net: self.clone(), path: path.clone(), broken: port.gone.child_token() };
+        let parcel = |body| Parcel {
+            uri: head.uri.clone(),
+            method: head.method.clone(),
+            headers: head.headers.clone(),
+            body,
+        };
+        // A double comes by a stream of its own.
+        let (net, alone) = (self.clone(), parcel(Bytes::new()));
+        let double = move |body, delay| {
+            let (net, parcel) = (net.clone(), Parcel { body, ..alone.clone() });
+            drop(tokio::spawn(async move {
+                sleep(delay).await;
+                drop(net.deliver(to, parcel).await);
+            }));
+        };
+        let (there, arriving) = mpsc::channel(1);
+        tokio::spawn(link.clone().pump((from, to), body, there, double));
+        let request = parcel(Bytes::new()).unpack().map(|_| streamed(arriving));
+        let service = port.service.clone();
+        let begun = tokio::spawn(port.scope.run(async move {
+            let response: Result<_, Infallible> = service.oneshot(request).await;
+            response.unwrap_or_else(|never| match never {})
+        }));
+        let response = tokio::select! {
+            biased;
+            () = link.broken.cancelled() => return Err(broken()),
+            response = begun => response.map_err(|_| broken())?,
+        };
+        let (head, mut answers) = response.into_parts();
+        // What makes the answers is the server's own.
+        let (made, making) = mpsc::channel(1);
+        tokio::spawn(port.scope.run(async move {
+            while let Some(frame) = answers.frame().await
+                && made.send(frame).await.is_ok()
+            {}
+        }));
+        let (back, arriving) = mpsc::channel(1);
+        tokio::spawn(link.pump((to, from), streamed(making), back, |_, _| ()));
+        match self.carry((to, from), &path, 0, |_| ()).await {
+            true => Ok(http::Response::from_parts(head, streamed(arriving))),
+            false => Err(broken()),
+        }
+    }
+}
+
+fn streamed(frames: mpsc::Receiver<Result<Frame<Bytes>, Status>>) -> Body {
+    Body::new(StreamBody::new(ReceiverStream::new(frames)))
+}
+
 fn broken() -> WireError {
     WireError("the connection broke".into())
 }
@@ -275,6 +388,9 @@ impl Service<http::Request<Body>> for Way {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let Self { net, from, to } = self.clone();
+        if request.uri().path() == LASTING {
+            return Box::pin(net.lasting(from, to, request));
+        }
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             let parcel = Parcel::pack(request).await.ok_or_else(broken)?;

@@ -95,6 +95,12 @@ impl Victim {
         }
     }
 
+    /// Appends on a stream of its own.
+    async fn appended(&self, append: pb::AppendRequest) -> Result<pb::AppendResponse, Status> {
+        let mut answers = self.client().append(futures_util::stream::iter([append])).await?.into_inner();
+        answers.message().await.map(|answer| answer.expect("an answer to each"))
+    }
+
     async fn is_alive(&self) {
         let asked = pb::IdentifyRequest { from: self.leader, joining: false };
         let answer = self.client().identify(asked).await.expect("it answers").into_inner();
@@ -252,10 +258,13 @@ async fn every_garbled_field_of_a_leaders_entries_is_refused() {
     garbled.extend(each(&right, [Some(to_log_id(&contradiction))], |it| &mut it.leader_commit));
     garbled.extend(each(&right, wrong_entries, |it| &mut it.entries));
     for request in garbled {
-        refused(&victim, &format!("{request:?}"), victim.client().append(request.clone())).await;
+        refused(&victim, &format!("{request:?}"), async {
+            victim.appended(request.clone()).await.map(tonic::Response::new)
+        })
+        .await;
     }
     // What was not garbled is taken.
-    let taken = victim.client().append(right).await.expect("the leader's own").into_inner();
+    let taken = victim.appended(right).await.expect("the leader's own");
     assert!(matches!(taken.result, Some(pb::append_response::Result::Success(_))), "{taken:?}");
     assert_eq!(victim.held().log[0], next.index);
 }
@@ -275,7 +284,7 @@ async fn a_deposed_leader_with_another_history_is_told_so() {
         ..victim.append()
     };
     let before = victim.held();
-    let answer = victim.client().append(request).await.expect("an answer").into_inner();
+    let answer = victim.appended(request).await.expect("an answer");
     assert!(matches!(answer.result, Some(pb::append_response::Result::HigherVote(_))), "{answer:?}");
     assert_eq!(victim.held(), before);
 }
@@ -462,10 +471,8 @@ impl Call {
                 });
                 let (vote, entries) = (Some(to_vote(&vote)), entries.collect());
                 let (prev, leader_commit) = (id(prev), id(commit));
-                client
-                    .append(pb::AppendRequest { header, vote, prev, entries, leader_commit })
-                    .await
-                    .map(drop)
+                let append = pb::AppendRequest { header, vote, prev, entries, leader_commit };
+                victim.appended(append).await.map(drop)
             }
             Self::Vote(vote, last) => {
                 let (vote, last_log) = (Some(to_vote(&vote)), id(last));
@@ -524,7 +531,7 @@ fn no_bytes_and_no_numbers_of_a_peer_end_a_node() {
         altered.splice(1..altered.len() - 1, [pb::SnapshotChunk { data: bytes.into(), ..Default::default() }]);
         runtime.block_on(async {
             let answers = [
-                victim.client().append(append).await.err(),
+                victim.appended(append).await.err(),
                 victim.client().propose(propose).await.err(),
                 victim.install(snapshot).await.err(),
                 victim.install(altered).await.err(),

@@ -12,7 +12,8 @@ use std::{
 };
 
 use clap::Parser;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all};
+use http_body_util::{BodyStream, StreamBody};
 use proto::raft::v1 as pb;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -221,15 +222,17 @@ fn dial(from: u64, net: Arc<Mutex<Net>>) -> Dial {
                 let called = net.services.get(&url).filter(|(to, _)| !net.cut.contains(to));
                 called.filter(|_| !net.cut.contains(&from)).map(|(_, service)| service.clone())
             };
-            let net = net.clone();
+            let (net, url) = (net.clone(), url.clone());
             async move {
                 let service = called.ok_or_else(|| WireError(Box::new(NoConnection)))?;
+                if request.uri().path().ends_with("/Append") {
+                    let way = Way { net, from, url };
+                    let request = request.map(|body| way.clone().crossed(body, true));
+                    let answer = service.oneshot(request).await.map_err(|never| match never {})?;
+                    return Ok(answer.map(|body| way.crossed(body, false)));
+                }
                 let delay = net.lock().expect("no panic while it is held").delay;
                 tokio::time::sleep(delay).await;
-                if request.uri().path().ends_with("/Append") {
-                    let at = Instant::now();
-                    net.lock().expect("no panic while it is held").appends.push((at, from));
-                }
                 let answer = service.oneshot(request).await.map_err(|never| match never {});
                 tokio::time::sleep(delay).await;
                 let lost = net.lock().expect("no panic while it is held").deaf.contains(&from);
@@ -237,4 +240,43 @@ fn dial(from: u64, net: Arc<Mutex<Net>>) -> Dial {
             }
         }))
     })
+}
+
+/// The way that the messages of a stream take, one by one.
+#[derive(Clone)]
+struct Way {
+    net: Arc<Mutex<Net>>,
+    from: u64,
+    url: String,
+}
+
+impl Way {
+    /// The same messages as they arrive: `there`, or back.
+    fn crossed(self, body: Body, there: bool) -> Body {
+        let frames = BodyStream::new(body).then(move |frame| {
+            let way = self.clone();
+            async move {
+                let delay = way.net.lock().expect("no panic while it is held").delay;
+                tokio::time::sleep(delay).await;
+                let (cut, lost) = way.noted(there);
+                match () {
+                    () if cut => Err(tonic::Status::unavailable("the connection broke")),
+                    () if lost => std::future::pending().await,
+                    () => frame,
+                }
+            }
+        });
+        Body::new(StreamBody::new(Box::pin(frames)))
+    }
+
+    /// Whether nothing passes any more, and whether this one gets lost.
+    fn noted(&self, there: bool) -> (bool, bool) {
+        let mut net = self.net.lock().expect("no panic while it is held");
+        let to = net.services.get(&self.url).map(|(to, _)| *to);
+        if there {
+            net.appends.push((Instant::now(), self.from));
+        }
+        let cut = net.cut.contains(&self.from) || to.is_some_and(|to| net.cut.contains(&to));
+        (cut, !there && net.deaf.contains(&self.from))
+    }
 }
