@@ -296,10 +296,15 @@ fn appends_go_on_while_a_snapshot_is_saved() {
     });
 }
 
+/// The writer runs when this test waits, and only then: which of them is quicker decides nothing.
 #[test]
 fn appends_go_on_while_a_snapshot_is_loaded() {
-    run(async {
-        let (store, _) = open(&Memory::default()).expect("an empty disk");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let (disk, path, none) = (Memory::default(), Path::new("memory"), || Duration::ZERO);
+        let opened = Store::in_task(disk, path, &|_| Ok(()), Arc::default(), |e| panic!("{e}"), none);
+        let (store, _, work) = opened.expect("an empty disk");
+        tokio::spawn(work);
         let large = |index: u64| Snapshot {
             index,
             meta: vec![1],
