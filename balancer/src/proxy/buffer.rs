@@ -158,6 +158,11 @@ impl Output {
         self.waiting.is_empty()
     }
 
+    /// Bytes that the socket has not taken.
+    pub fn len(&self) -> usize {
+        self.waiting.len() - self.from
+    }
+
     /// Writes `slices`, after everything before them, and keeps what the socket does not take now. Ready with the
     /// number of bytes of them that it took. Nothing may be waiting if there are to be no copies: see
     /// [`Output::poll_flush`].

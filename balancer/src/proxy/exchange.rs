@@ -206,7 +206,8 @@ impl<'a> Exchange<'a> {
             match self.upload.poll(cx, self.client, self.request, link, &head) {
                 Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(Failed::Client)),
                 Poll::Ready(Err(Stopped::Unsent)) => {
-                    return Poll::Ready(Err(self.broken(HeadError::Closed, Fault::Unsent)));
+                    let fault = if link.reused { Fault::Unsent } else { Fault::Connect };
+                    return Poll::Ready(Err(self.broken(HeadError::Closed, fault)));
                 }
                 // It may have said why.
                 Poll::Ready(Err(Stopped::Endpoint)) => state.takes = false,
@@ -245,9 +246,11 @@ impl<'a> Exchange<'a> {
             }
             // Its time begins when it has all of the request; a slow client is not its fault.
             false => {
-                ready!(self.client.deadline.poll(cx, self.upload.progress + limits.response_timeout));
+                let takes = state.takes && self.upload.goes_on(link);
+                let limit = if takes { limits.body_idle } else { limits.response_timeout };
+                ready!(self.client.deadline.poll(cx, self.upload.progress + limit));
                 self.meter.blame(Failure::Silent);
-                let limit = humantime::format_duration(limits.response_timeout);
+                let limit = humantime::format_duration(limit);
                 Poll::Ready(Err(Failed::Fault(Fault::Timeout, format!("did not answer within {limit}"))))
             }
         }
@@ -350,6 +353,7 @@ impl<'a> Exchange<'a> {
             return self.switch(endpoint, link).await;
         }
         self.meter.answered(self.response.status);
+        self.upload.answered();
         let from = self.response.framing.unwrap_or(Framing::UntilClose);
         let framing = match (from, self.request.is_1_1) {
             (Framing::Chunked | Framing::UntilClose, true) => Framing::Chunked,
@@ -425,11 +429,12 @@ impl<'a> Exchange<'a> {
         let may_rest = headers::is_events(&self.response.fields);
         let rest = if may_rest { limits.tunnel_idle } else { limits.body_idle };
         let uploads = *takes && !self.upload.over;
+        let progress = download.progress.max(self.upload.progress);
         let (at, whose) = match (download.waiting, uploads && self.upload.waiting) {
             // While the endpoint waits for the client, so may the client for it.
-            (true, true) => (self.upload.progress + limits.body_idle, None),
-            (true, false) => (download.progress.max(self.upload.progress) + rest, Some(Failure::Silent)),
-            (false, _) => (download.progress + limits.body_idle, None),
+            (true, true) => (progress + rest, None),
+            (true, false) => (progress + rest, Some(Failure::Silent)),
+            (false, _) => (progress + limits.body_idle, None),
         };
         ready!(self.client.deadline.poll(cx, at));
         if let Some(failure) = whose.filter(|_| !may_rest) {

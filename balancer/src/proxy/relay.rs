@@ -116,6 +116,11 @@ impl Upload {
         !self.over || !link.output.is_empty()
     }
 
+    /// The response has begun: an invitation to send the body would stand in the middle of it.
+    pub fn answered(&mut self) {
+        self.invited = true;
+    }
+
     /// What is left to send.
     pub fn left(&self, request: &Request) -> retry::Upload {
         match (request.framing, self.touched) {
@@ -125,8 +130,8 @@ impl Upload {
         }
     }
 
-    /// Sends on what there is: `head` first, which is looked at until it is sent, then the body. Ready once all of it
-    /// is handed over.
+    /// Sends on what there is: `head` first, which is looked at by the first call only, then the body. Ready once all of
+    /// it is handed over.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -138,7 +143,12 @@ impl Upload {
         let mut pieces = Pieces::default();
         loop {
             self.waiting = false;
-            if ready!(link.output.poll_flush(cx, &mut link.stream)).is_err() {
+            let before = link.output.len();
+            let flushed = link.output.poll_flush(cx, &mut link.stream);
+            if link.output.len() != before {
+                self.progress = Instant::now();
+            }
+            if ready!(flushed).is_err() {
                 return Poll::Ready(Err(Stopped::Endpoint));
             }
             if self.over {
@@ -200,7 +210,10 @@ impl Upload {
         if request.expects_continue && !self.touched && !std::mem::replace(&mut self.invited, true) {
             client.output.send(cx, &mut client.stream, &[CONTINUE]).map_err(drop)?;
         }
-        ready!(client.output.poll_flush(cx, &mut client.stream)).map_err(drop)?;
+        // A client that does not read may still be sending.
+        if let Poll::Ready(Err(_)) = client.output.poll_flush(cx, &mut client.stream) {
+            return Poll::Ready(Err(()));
+        }
         match ready!(client.input.poll_fill(cx, &mut client.stream)) {
             Ok(1..) => Poll::Ready(Ok(())),
             Ok(0) | Err(_) => Poll::Ready(Err(())),
@@ -252,8 +265,8 @@ impl Download {
         self.body.is_done()
     }
 
-    /// Sends on what there is: `head` first, which is looked at until it is sent, then the body. Ready once the client
-    /// has been sent all of it.
+    /// Sends on what there is: `head` first, which is looked at by the first call only, then the body. Ready once the
+    /// client has been sent all of it.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -262,9 +275,21 @@ impl Download {
         head: &[u8],
     ) -> Poll<Result<(), Broken>> {
         let mut pieces = Pieces::default();
+        // `head` is whoever's writes one next: it has to leave now, or to be copied behind what still waits.
+        if !self.head_sent && !client.output.is_empty() {
+            if client.output.send(cx, &mut client.stream, &[head]).is_err() {
+                return Poll::Ready(Err(Broken::Client));
+            }
+            self.head_sent = true;
+        }
         loop {
             self.waiting = false;
-            if ready!(client.output.poll_flush(cx, &mut client.stream)).is_err() {
+            let before = client.output.len();
+            let flushed = client.output.poll_flush(cx, &mut client.stream);
+            if client.output.len() != before {
+                self.progress = Instant::now();
+            }
+            if ready!(flushed).is_err() {
                 return Poll::Ready(Err(Broken::Client));
             }
             if self.ended {

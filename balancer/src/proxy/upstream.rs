@@ -6,7 +6,7 @@
 //! after its response has ended.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -110,8 +110,9 @@ impl Upstreams {
     /// Drops connections that have been idle for long, are closed, or lead to endpoints not in `pool`.
     pub fn sweep(&self, pool: &Pool) {
         let now = Instant::now();
+        let keys: HashSet<u64> = pool.entries().iter().map(|e| e.endpoint.key).collect();
         self.kept.borrow_mut().retain(|key, kept| {
-            let known = pool.entries().iter().any(|e| e.endpoint.key == *key);
+            let known = keys.contains(key);
             kept.retain(|k| known && now.duration_since(k.since) < self.idle && is_at_rest(&k.stream));
             !kept.is_empty()
         });

@@ -212,3 +212,32 @@ async fn interim_responses_without_end_are_a_backends_fault() {
     assert_eq!(answer.matches("HTTP/1.1 103 ").count(), 16, "{answer}");
     assert!(answer.ends_with("Bad gateway: backend tape sent more than 16 interim responses"), "{answer}");
 }
+
+/// Its response waits behind what it does not read; meanwhile others are served by the same worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_gets_its_own_response_in_the_end() {
+    static SLOW: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(60_000));
+        [hint.repeat(15).as_bytes(), b"HTTP/1.1 200 OK\r\nX-Mine: yes\r\n", OK_REST].concat()
+    });
+    const OK_REST: &[u8] = b"Content-Length: 2\r\n\r\nhi";
+    let (_registry, tape, lb) = tape(&SLOW).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut waiting = socket.connect(lb.http).await.unwrap();
+    // More than the kernel takes for a client that does not read.
+    const REQUESTS: usize = 12;
+    let request = "GET /waiting HTTP/1.1\r\nHost: a\r\n\r\n".repeat(REQUESTS - 1)
+        + "GET /waiting HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut waiting, request.as_bytes()).await.unwrap();
+    eventually("it has reached the backend", async || tape.text().contains("/waiting")).await;
+    for _ in 0..20 {
+        let other = "GET /other HTTP/1.0\r\nX-Marker: of-another\r\nCookie: of-another\r\n\r\n";
+        assert!(client::raw(lb.http, other.as_bytes()).await.starts_with("HTTP/1.0 200 OK\r\n"));
+    }
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut waiting, &mut answer).await.unwrap();
+    assert!(!answer.contains("of-another") && !answer.contains("HTTP/1.0"), "the head of another's");
+    assert_eq!(answer.matches("HTTP/1.1 200 OK\r\nX-Mine: yes\r\n").count(), REQUESTS);
+    assert!(answer.ends_with("\r\n\r\nhi"));
+}
