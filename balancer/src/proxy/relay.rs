@@ -4,9 +4,13 @@
 //! Each reads from one side only when the other has taken everything before, so that a slow reader slows the sender
 //! down and nothing piles up here. A head leaves together with what there is of its body.
 
+use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use tokio::net::TcpStream;
+
+use super::buffer::Output;
 use super::connection::Client;
 use super::http1::{Body, Framing, Malformed, Pieces, Request, chunk_head};
 use super::retry;
@@ -51,6 +55,21 @@ impl<'a> Slices<'a> {
     fn list(&self) -> &[&'a [u8]] {
         &self.list[..self.count]
     }
+}
+
+/// Ready once the socket has taken everything that waits; any byte it takes is progress.
+fn flush(
+    cx: &mut Context<'_>,
+    output: &mut Output,
+    stream: &mut TcpStream,
+    progress: &mut Instant,
+) -> Poll<io::Result<()>> {
+    let before = output.len();
+    let flushed = output.poll_flush(cx, stream);
+    if output.len() != before {
+        *progress = Instant::now();
+    }
+    flushed
 }
 
 /// How a client failed to send its request's body.
@@ -143,12 +162,7 @@ impl Upload {
         let mut pieces = Pieces::default();
         loop {
             self.waiting = false;
-            let before = link.output.len();
-            let flushed = link.output.poll_flush(cx, &mut link.stream);
-            if link.output.len() != before {
-                self.progress = Instant::now();
-            }
-            if ready!(flushed).is_err() {
+            if ready!(flush(cx, &mut link.output, &mut link.stream, &mut self.progress)).is_err() {
                 return Poll::Ready(Err(Stopped::Endpoint));
             }
             if self.over {
@@ -284,12 +298,7 @@ impl Download {
         }
         loop {
             self.waiting = false;
-            let before = client.output.len();
-            let flushed = client.output.poll_flush(cx, &mut client.stream);
-            if client.output.len() != before {
-                self.progress = Instant::now();
-            }
-            if ready!(flushed).is_err() {
+            if ready!(flush(cx, &mut client.output, &mut client.stream, &mut self.progress)).is_err() {
                 return Poll::Ready(Err(Broken::Client));
             }
             if self.ended {
