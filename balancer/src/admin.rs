@@ -1,6 +1,7 @@
 //! The admin server: is it alive, is it ready, what does it count, whom does it know. For operators and
 //! probes; it must not be reachable for strangers.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use tracing::debug;
 use crate::control::Catalog;
 use crate::metrics::Metrics;
 use crate::picker::Strategy;
-use crate::pool::Pool;
+use crate::table::Table;
 
 #[cfg(test)]
 mod tests;
@@ -50,8 +51,8 @@ pub struct Admin {
     pub name: String,
     /// How endpoints are picked.
     pub strategy: Strategy,
-    /// The latest pool.
-    pub pool: Arc<ArcSwap<Pool>>,
+    /// The latest table.
+    pub table: Arc<ArcSwap<Table>>,
     /// Where it comes from.
     pub catalog: Catalog,
     /// Counts.
@@ -95,7 +96,7 @@ struct Endpoint<'a> {
 impl Admin {
     /// The exposition of all metrics, as of now.
     pub fn exposition(&self) -> String {
-        self.metrics.render(&self.pool.load(), self.catalog.age())
+        self.metrics.render(&self.table.load(), self.catalog.age())
     }
 
     /// Serves `listener` for ever.
@@ -159,14 +160,15 @@ impl Admin {
     }
 
     fn endpoints(&self) -> Response<Full<Bytes>> {
-        let pool = self.pool.load();
+        let table = self.table.load();
         let status = self.catalog.status();
-        let rotation: Vec<u64> = pool.rotation().map(|e| e.endpoint.key).collect();
+        let rotation: HashSet<u64> =
+            table.pools.iter().flat_map(|pool| pool.rotation()).map(|e| e.endpoint.key).collect();
         let endpoint = |e: &'_ crate::pool::Entry| rotation.contains(&e.endpoint.key);
         let answer = Endpoints {
             name: &self.name,
             strategy: self.strategy.name(),
-            revision: pool.revision,
+            revision: table.revision,
             age_ms: self.catalog.age().map(|age| age.as_millis() as u64),
             registry: Registry {
                 connected: status.connected,
@@ -174,9 +176,8 @@ impl Admin {
                 transport: format!("{:?}", status.transport).to_lowercase(),
             },
             ready: rotation.len(),
-            endpoints: pool
+            endpoints: table
                 .entries()
-                .iter()
                 .map(|e| Endpoint {
                     id: &e.endpoint.id,
                     service: &e.endpoint.service,

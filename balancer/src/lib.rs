@@ -4,13 +4,13 @@
 //!                 run (composition root) ── config ── metrics ── admin
 //!                  │                  │
 //!    control: discovery, probes,   proxy: workers: accept, route, pick, send, retry
-//!    outliers → one Pool              │
-//!                  │    Arc<Pool>     │
-//!                  └──── pool ──▶─────┤ picker
+//!    outliers → one Table             │
+//!                  │    Arc<Table>    │
+//!                  └──── table ─▶─────┤ route, picker
 //!                  ◀──── report ──────┘
 //! ```
 //!
-//! `control` and `proxy` never import each other: an immutable [`pool::Pool`] is swapped in going down, and
+//! `control` and `proxy` never import each other: an immutable [`table::Table`] is swapped in going down, and
 //! [`report::Report`]s go up through a bounded, lossy channel.
 
 pub mod admin;
@@ -21,7 +21,9 @@ pub mod picker;
 pub mod pool;
 pub mod proxy;
 pub mod report;
+pub mod route;
 mod run;
+pub mod table;
 
 pub use config::Args;
 pub use run::main;

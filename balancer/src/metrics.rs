@@ -4,8 +4,8 @@
 //! dashboards query them. Their label values are bounded: path is the matched route, method one of a closed
 //! set, and the series of a backend go when the backend goes.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -15,6 +15,7 @@ use prometheus::{
 
 use crate::picker::Strategy;
 use crate::pool::{Pool, Standing};
+use crate::table::Table;
 
 /// `backend_id` of requests that no backend took.
 pub const NO_BACKEND: &str = "none";
@@ -64,6 +65,8 @@ pub struct Metrics {
 #[derive(Default)]
 struct Series {
     backends: HashMap<String, Backend>,
+    /// Of the table that was followed last.
+    services: BTreeMap<Arc<str>, Arc<Pool>>,
 }
 
 #[derive(Default)]
@@ -147,27 +150,33 @@ impl Metrics {
         &self.registry
     }
 
-    /// Adds the series of backends that came and removes those of backends that went.
-    pub fn follow(&self, pool: &Pool) {
+    /// Adds the series of backends that came and removes those of backends that went. Looks at services that changed
+    /// only.
+    pub fn follow(&self, table: &Table) {
         let mut series = self.series();
-        let gone: Vec<String> = series
-            .backends
-            .keys()
-            .filter(|id| *id != NO_BACKEND && !pool.entries().iter().any(|e| *e.endpoint.id == **id))
-            .cloned()
-            .collect();
-        for id in gone {
-            let backend = series.backends.remove(&id).unwrap_or_default();
-            self.remove(&id, backend);
+        let before = std::mem::replace(&mut series.services, table.services.clone());
+        let same = |name: &str, pool: &Arc<Pool>| before.get(name).is_some_and(|b| Arc::ptr_eq(b, pool));
+        let fresh: Vec<&Arc<Pool>> =
+            table.services.iter().filter(|(name, pool)| !same(name, pool)).map(|(_, pool)| pool).collect();
+        // One that moved from service to service is still there.
+        let here: HashSet<&str> =
+            fresh.iter().flat_map(|pool| pool.entries()).map(|e| &*e.endpoint.id).collect();
+        let stale = before
+            .iter()
+            .filter(|(name, pool)| !table.services.get(*name).is_some_and(|now| Arc::ptr_eq(now, pool)));
+        for id in stale.flat_map(|(_, pool)| pool.entries()).map(|e| &*e.endpoint.id) {
+            if let Some(backend) = (!here.contains(id)).then(|| series.backends.remove(id)).flatten() {
+                self.remove(id, backend);
+            }
         }
-        for entry in pool.entries() {
+        for entry in fresh.iter().flat_map(|pool| pool.entries()) {
             let backend = series.backends.entry(entry.endpoint.id.to_string()).or_default();
             if *backend.authority != *entry.endpoint.authority {
                 self.remove_gauges(&entry.endpoint.id, &backend.authority);
                 backend.authority = entry.endpoint.authority.to_string();
             }
         }
-        self.pool_revision.set(pool.revision as i64);
+        self.pool_revision.set(table.revision as i64);
     }
 
     /// The series of a finished request; `None` if its backend is gone. Slow: keep what it returns.
@@ -187,15 +196,15 @@ impl Metrics {
         Some(found)
     }
 
-    /// The exposition, in Prometheus' text format, with gauges as of `pool`.
-    pub fn render(&self, pool: &Pool, age: Option<Duration>) -> String {
+    /// The exposition, in Prometheus' text format, with gauges as of `table`.
+    pub fn render(&self, table: &Table, age: Option<Duration>) -> String {
         for standing in Standing::ALL {
-            let count = pool.entries().iter().filter(|e| e.standing == standing).count();
+            let count = table.entries().filter(|e| e.standing == standing).count();
             self.endpoints.with_label_values(&[standing.name()]).set(count as i64);
         }
         self.pool_age.set(age.unwrap_or_default().as_secs_f64());
         let series = self.series();
-        for entry in pool.entries().iter().filter(|e| series.backends.contains_key(&*e.endpoint.id)) {
+        for entry in table.entries().filter(|e| series.backends.contains_key(&*e.endpoint.id)) {
             let labels = [&*entry.endpoint.authority, &*entry.endpoint.id];
             self.backend_status.with_label_values(&labels).set(i64::from(entry.standing == Standing::Up));
             self.backend_active.with_label_values(&labels).set(i64::from(entry.endpoint.in_flight()));

@@ -21,7 +21,8 @@ use crate::control::probe::Prober;
 use crate::control::store::Store;
 use crate::control::{Control, Parts};
 use crate::metrics::Metrics;
-use crate::pool::Pool;
+use crate::route::Routes;
+use crate::table::Table;
 use crate::{proxy, report};
 
 /// A configuration that cannot be used, as sysexits(3) has it.
@@ -73,7 +74,9 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let admin_address = admin_listener.local_addr()?;
 
     let metrics = Arc::new(Metrics::new(config.strategy));
-    let pool = Arc::new(ArcSwap::from_pointee(Pool::default()));
+    let routes = Arc::new(Routes::to_all(config.strategy));
+    let table = Arc::new(ArcSwap::from_pointee(Table::empty(routes.clone())));
+    let (_routes, routes) = tokio::sync::watch::channel(routes);
     let (reporter, reports) = report::channel(metrics.reports_dropped.clone());
     let client = flux::Client::builder(config.registry.clone())
         .name(config.name.clone())
@@ -87,13 +90,14 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         reports,
         prober: Prober { timeout: config.probe_timeout, statuses: config.probe_statuses.clone() },
         store: store.context("cannot use the state directory")?,
-        pool: pool.clone(),
+        table: table.clone(),
+        routes,
         metrics: metrics.clone(),
     });
     let admin = Arc::new(Admin {
         name: config.name.clone(),
         strategy: config.strategy,
-        pool: pool.clone(),
+        table: table.clone(),
         catalog: control.catalog(),
         metrics: metrics.clone(),
         draining: AtomicBool::new(false),
@@ -101,8 +105,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let exposition = admin.clone();
     let shared = proxy::Shared {
-        pool,
-        strategy: config.strategy,
+        table,
         turn: Arc::new(AtomicUsize::new(0)),
         limits: config.limits.clone(),
         reporter,

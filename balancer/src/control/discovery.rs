@@ -29,6 +29,8 @@ fn record(instance: &flux::Instance) -> Record {
         url: instance.url.clone(),
         health_path: instance.health_path.clone(),
         weight: instance.weight.max(1),
+        zone: instance.zone.clone(),
+        version: instance.version.clone(),
         intent: match instance.status {
             flux::Status::Up => Intent::Serve,
             flux::Status::Draining => Intent::Drain,

@@ -1,4 +1,4 @@
-//! Follows the registry, probes endpoints, judges them, and publishes one immutable [`Pool`].
+//! Follows the registry, probes endpoints, judges them, and publishes one immutable [`Table`].
 //!
 //! A single task owns everything. It takes an `Input`, lets [`state`] decide, and publishes; what is slow
 //! (probes, the disk) runs beside it and comes back as an input. Runs on the control thread, so that a busy
@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::Metrics;
-use crate::pool::{Pool, Standing};
+use crate::pool::Standing;
 use crate::report::Report;
+use crate::route::Routes;
+use crate::table::Table;
 use probe::Prober;
 use state::{Change, Policy, ProbeResult, State, Ticket};
 use store::{Saved, Store};
@@ -73,7 +75,8 @@ pub struct Control {
     store: Option<Store>,
     saving: JoinSet<()>,
     unsaved: bool,
-    pool: Arc<ArcSwap<Pool>>,
+    table: Arc<ArcSwap<Table>>,
+    routes: watch::Receiver<Arc<Routes>>,
     metrics: Arc<Metrics>,
     rng: fastrand::Rng,
 }
@@ -90,8 +93,10 @@ pub struct Parts {
     pub prober: Prober,
     /// Where records outlive the process.
     pub store: Option<Store>,
-    /// Where pools are published.
-    pub pool: Arc<ArcSwap<Pool>>,
+    /// Where tables are published.
+    pub table: Arc<ArcSwap<Table>>,
+    /// The routes in force, and those that replace them.
+    pub routes: watch::Receiver<Arc<Routes>>,
     /// Counts.
     pub metrics: Arc<Metrics>,
 }
@@ -99,6 +104,7 @@ pub struct Parts {
 enum Input {
     Update(flux::Update),
     Report(Report),
+    Routes(Arc<Routes>),
     Probed(Ticket, ProbeResult),
     Saved,
     Time,
@@ -119,10 +125,13 @@ impl Control {
             store: parts.store,
             saving: JoinSet::new(),
             unsaved: false,
-            pool: parts.pool,
+            table: parts.table,
+            routes: parts.routes,
             metrics: parts.metrics,
             rng: fastrand::Rng::new(),
         };
+        let routes = control.routes.borrow_and_update().clone();
+        control.state.lead(routes);
         control.restore();
         control
     }
@@ -150,6 +159,7 @@ impl Control {
         tokio::select! {
             update = self.watch.next() => Input::Update(update),
             Some(report) = self.reports.recv() => Input::Report(report),
+            Ok(()) = self.routes.changed() => Input::Routes(self.routes.borrow_and_update().clone()),
             Some(Ok((ticket, result))) = self.probes.join_next() => Input::Probed(ticket, result),
             Some(_) = self.saving.join_next() => Input::Saved,
             () = tokio::time::sleep(until) => Input::Time,
@@ -167,6 +177,7 @@ impl Control {
                     self.state.report(report, now);
                 }
             }
+            Input::Routes(routes) => self.state.lead(routes),
             Input::Probed(ticket, result) => self.state.probed(&ticket, result, now, &mut self.rng),
             Input::Saved | Input::Time => {}
         }
@@ -197,10 +208,10 @@ impl Control {
             }
         }
         self.metrics.ejections.inc_by(self.state.ejections().saturating_sub(self.metrics.ejections.get()));
-        if let Some(pool) = self.state.take_pool() {
+        if let Some(table) = self.state.take_table() {
             // In this order: a worker that sees a new endpoint finds its series.
-            self.metrics.follow(&pool);
-            self.pool.store(Arc::new(pool));
+            self.metrics.follow(&table);
+            self.table.store(Arc::new(table));
         }
         for order in self.state.due(Instant::now()) {
             let prober = self.prober.clone();

@@ -9,13 +9,16 @@
 //!   doubted: it looks the same as a registry that lost its data, so what we hold stays until it fails or
 //!   [`Policy::hold`] has passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::outlier::{self, Outlier};
+use crate::picker::Strategy;
 use crate::pool::{Address, Endpoint, Entry, Pool, Standing};
 use crate::report::{Failure, Report};
+use crate::route::Routes;
+use crate::table::Table;
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +36,12 @@ pub struct Record {
     pub health_path: String,
     /// Share of traffic, at least 1.
     pub weight: u32,
+    /// Where it runs; empty if it does not say.
+    #[serde(default)]
+    pub zone: String,
+    /// Of its program; empty if it does not say.
+    #[serde(default)]
+    pub version: String,
     /// What its owner wants.
     pub intent: Intent,
     /// Changes when the instance registers anew.
@@ -200,10 +209,22 @@ struct Member {
     doomed_at: Option<Instant>,
 }
 
+/// The members of one service.
+#[derive(Default)]
+struct Service {
+    ids: BTreeSet<String>,
+    /// What follows from them, unless something changed.
+    pool: Option<Arc<Pool>>,
+}
+
 /// Everything the control side knows.
 pub struct State {
     policy: Policy,
     members: BTreeMap<String, Member>,
+    services: BTreeMap<Arc<str>, Service>,
+    routes: Arc<Routes>,
+    /// Those of selectors that are not a whole service, unless something changed there.
+    pools: Vec<Option<Arc<Pool>>>,
     revision: u64,
     next_key: u64,
     next_ticket: u64,
@@ -218,6 +239,9 @@ impl State {
         State {
             policy,
             members: BTreeMap::new(),
+            services: BTreeMap::new(),
+            routes: Arc::new(Routes::to_all(Strategy::RoundRobin)),
+            pools: vec![None],
             revision: 0,
             next_key: 1,
             next_ticket: 1,
@@ -225,6 +249,13 @@ impl State {
             ejections: 0,
             notices: Vec::new(),
         }
+    }
+
+    /// Other routes need other pools.
+    pub fn lead(&mut self, routes: Arc<Routes>) {
+        self.pools = vec![None; routes.selectors().len()];
+        self.routes = routes;
+        self.dirty = true;
     }
 
     /// The catalog changed.
@@ -331,9 +362,9 @@ impl State {
         times.flatten().min()
     }
 
-    /// The pool, if it differs from the one returned last.
-    pub fn take_pool(&mut self) -> Option<Pool> {
-        std::mem::take(&mut self.dirty).then(|| self.pool())
+    /// The table, if it differs from the one returned last.
+    pub fn take_table(&mut self) -> Option<Table> {
+        std::mem::take(&mut self.dirty).then(|| self.table())
     }
 
     /// What happened since the last call.
@@ -356,12 +387,51 @@ impl State {
         self.members.values().map(|m| &m.record)
     }
 
-    fn pool(&self) -> Pool {
-        let entries = self.members.values().map(|m| {
-            let (standing, why) = m.standing();
-            Entry { endpoint: m.endpoint.clone(), weight: m.record.weight.max(1), standing, why }
+    /// Builds what has changed, and shares the rest with the table before.
+    fn table(&mut self) -> Table {
+        self.services.retain(|_, service| !service.ids.is_empty());
+        let (members, revision) = (&self.members, self.revision);
+        let build = |ids: &mut dyn Iterator<Item = &String>| {
+            let entries = ids.filter_map(|id| members.get(id)).map(Member::entry).collect();
+            Arc::new(Pool::new(revision, entries))
+        };
+        for service in self.services.values_mut() {
+            service.pool.get_or_insert_with(|| build(&mut service.ids.iter()));
+        }
+        let whole = |name: &str| self.services.get(name).and_then(|s| s.pool.clone()).unwrap_or_default();
+        let pools = self.routes.selectors().iter().zip(&mut self.pools);
+        let pools = pools.map(|(selector, kept)| match (&selector.service, &selector.version) {
+            (Some(name), None) => whole(name),
+            _ => {
+                let taken = |id: &&String| {
+                    members.get(*id).is_some_and(|m| selector.takes(&m.record.service, &m.record.version))
+                };
+                kept.get_or_insert_with(|| build(&mut members.keys().filter(taken))).clone()
+            }
         });
-        Pool::new(self.revision, entries.collect())
+        Table {
+            revision,
+            routes: self.routes.clone(),
+            pools: pools.collect(),
+            services: self
+                .services
+                .iter()
+                .filter_map(|(name, service)| Some((name.clone(), service.pool.clone()?)))
+                .collect(),
+        }
+    }
+
+    /// Something about a member of `service` changed: pools with it have to be built anew.
+    fn touch(&mut self, service: &str) {
+        self.dirty = true;
+        if let Some(service) = self.services.get_mut(service) {
+            service.pool = None;
+        }
+        for (selector, pool) in self.routes.selectors().iter().zip(&mut self.pools) {
+            if selector.service.as_deref().is_none_or(|s| s == service) {
+                *pool = None;
+            }
+        }
     }
 
     fn advance(&mut self, revision: u64) {
@@ -378,14 +448,16 @@ impl State {
             self.dirty = true;
             return;
         }
-        let kept: std::collections::BTreeSet<&str> = records.iter().map(|r| r.id.as_str()).collect();
-        self.members.retain(|id, _| kept.contains(id.as_str()));
+        let kept: BTreeSet<&str> = records.iter().map(|r| r.id.as_str()).collect();
+        let gone: Vec<String> =
+            self.members.keys().filter(|id| !kept.contains(id.as_str())).cloned().collect();
+        gone.iter().for_each(|id| self.remove(id));
         records.into_iter().for_each(|record| self.put(record, now));
         self.dirty = true;
     }
 
     fn put(&mut self, record: Record, now: Instant) {
-        self.dirty = true;
+        let service = record.service.clone();
         let same_place = self
             .members
             .get(&record.id)
@@ -393,15 +465,23 @@ impl State {
         match self.members.get_mut(&record.id) {
             Some(member) if same_place => member.update(record, now),
             _ => {
+                self.remove(&record.id);
                 let member = Member::new(self.next_key, record, now);
                 self.next_key += 1;
+                let service = member.endpoint.service.clone();
+                self.services.entry(service).or_default().ids.insert(member.record.id.clone());
                 self.members.insert(member.record.id.clone(), member);
             }
         }
+        self.touch(&service);
     }
 
     fn remove(&mut self, id: &str) {
-        self.dirty |= self.members.remove(id).is_some();
+        let Some(member) = self.members.remove(id) else { return };
+        if let Some(service) = self.services.get_mut(&*member.record.service) {
+            service.ids.remove(id);
+        }
+        self.touch(&member.record.service);
     }
 
     /// Removes a doubted record once there is evidence against it too.
@@ -414,9 +494,13 @@ impl State {
     }
 
     fn consider_ejection(&mut self, id: &str, now: Instant) {
-        let serving = self.members.values().filter(|m| m.is_probed()).count();
-        let ejected = self.members.values().filter(|m| m.outlier.ejected_until().is_some()).count();
-        let healthy = self.members.values().filter(|m| m.standing().0 == Standing::Up).count();
+        let Some(service) = self.members.get(id).map(|m| m.record.service.clone()) else { return };
+        // Whoever is picked from together: one service, unless a route takes them all.
+        let together = self.routes.selectors().iter().any(|s| s.service.is_none());
+        let peers = || self.members.values().filter(|m| together || m.record.service == service);
+        let serving = peers().filter(|m| m.is_probed()).count();
+        let ejected = peers().filter(|m| m.outlier.ejected_until().is_some()).count();
+        let healthy = peers().filter(|m| m.standing().0 == Standing::Up).count();
         let Some(member) = self.members.get_mut(id) else { return };
         let allowed = ejected < self.policy.outlier.ejected_max(serving) && healthy > 1;
         if member.verdict != Verdict::Up || !allowed || member.outlier.ejected_until().is_some() {
@@ -434,10 +518,10 @@ impl State {
     }
 
     fn notice(&mut self, id: &str) {
-        self.dirty = true;
         let Some(member) = self.members.get(id) else { return };
         let (standing, why) = member.standing();
-        let authority = member.endpoint.authority.clone();
+        let (authority, service) = (member.endpoint.authority.clone(), member.endpoint.service.clone());
+        self.touch(&service);
         self.notices.push(Notice { id: id.to_owned(), authority, standing, why });
     }
 
@@ -488,6 +572,11 @@ impl Member {
             self.probe_due = now;
             self.probe_running = None;
         }
+    }
+
+    fn entry(&self) -> Entry {
+        let (standing, why) = self.standing();
+        Entry { endpoint: self.endpoint.clone(), weight: self.record.weight.max(1), standing, why }
     }
 
     fn is_probed(&self) -> bool {

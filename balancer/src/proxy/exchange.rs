@@ -1,7 +1,7 @@
-//! One request: route, pick, send, try again, answer. Reads top to bottom.
+//! One request over HTTP/1: send, try again, answer. Reads top to bottom.
 //!
-//! Decisions are [`route`], [`headers`], [`retry`] and the picker's; this file carries them out. What a client
-//! did wrong is answered and never held against an endpoint.
+//! What is decided is decided by its [`Course`] and [`headers`]; this file carries it out. What a client did wrong is
+//! answered and never held against an endpoint.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -10,44 +10,31 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use http::StatusCode;
-use tracing::debug;
 
 use super::connection::{After, Client};
-use super::headers::{self, Arrival, Own, PLAIN, Return};
+use super::course::{Answer, Course};
+use super::headers::{self, Arrival, Own, Return};
 use super::http1::{Framing, Request, Response};
-use super::meter::Meter;
 use super::relay::{Broken, Download, Stopped, Upload, UploadFailure};
-use super::retry::{Fault, Plan, Step};
-use super::route::{self, Routed};
+use super::retry::Fault;
 use super::tunnel;
-use super::upstream::{ConnectError, HeadError, Link};
+use super::upstream::{HeadError, Link};
 use super::worker::Worker;
 use crate::pool::Endpoint;
 use crate::report::Failure;
-
-/// The body of a 503, the original's.
-const NO_BACKEND: &str = "No healthy backend available";
 
 /// Responses before the one that counts, at most: nobody sends more than a few, and a client need not read them.
 const INTERIM_MAX: u32 = 16;
 
 /// Serves `request`, which `client` has sent the head of.
 pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Request) -> After {
-    let meter = Meter::begin(worker, &request.method, route::ALL);
-    let routed = route::route(&request.method, request.path());
     let mut response = worker.responses.take();
-    let mut exchange = Exchange::new(worker, client, request, &mut response, meter);
-    let after = match routed {
-        Routed::OwnMetrics => {
-            exchange.meter.uncounted();
-            let text = (worker.exposition)();
-            exchange.own(StatusCode::OK, prometheus::TEXT_FORMAT, &text).await
-        }
-        Routed::Unsupported => {
-            worker.metrics.refused.with_label_values(&["method"]).inc();
-            exchange.own(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "CONNECT is not supported").await
-        }
-        Routed::Pool(_) => exchange.run().await,
+    let (course, answer) = Course::begin(worker, request);
+    let upload = Upload::new();
+    let mut exchange = Exchange { worker, client, request, response: &mut response, course, upload };
+    let after = match answer {
+        None => exchange.run().await,
+        Some(answer) => exchange.own(answer).await,
     };
     drop(exchange);
     worker.responses.give_back(response);
@@ -60,29 +47,8 @@ struct Exchange<'a> {
     client: &'a mut Client,
     request: &'a mut Request,
     response: &'a mut Response,
-    meter: Meter,
+    course: Course,
     upload: Upload,
-    /// Given to the request if it came without one.
-    fresh_id: Option<String>,
-    session: Session,
-    plan: Plan,
-    tried: Vec<u64>,
-}
-
-/// The session of a request, where sessions decide.
-enum Session {
-    None,
-    Brought(String),
-    Fresh(String),
-}
-
-impl Session {
-    fn key(&self) -> Option<&str> {
-        match self {
-            Session::None => None,
-            Session::Brought(key) | Session::Fresh(key) => Some(key),
-        }
-    }
 }
 
 /// How an attempt ended without a response.
@@ -101,63 +67,24 @@ struct Attempt {
     interim: u32,
 }
 
-impl<'a> Exchange<'a> {
-    fn new(
-        worker: &'a Rc<Worker>,
-        client: &'a mut Client,
-        request: &'a mut Request,
-        response: &'a mut Response,
-        meter: Meter,
-    ) -> Exchange<'a> {
-        let session = match worker.is_sticky() {
-            false => Session::None,
-            true => match headers::session(&request.fields) {
-                Some(key) => Session::Brought(key.to_owned()),
-                None => Session::Fresh(format!("{:032x}", fastrand::u128(..))),
-            },
-        };
-        let fresh_id = headers::request_id(&request.fields).is_none().then(|| {
-            let random = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes());
-            random.into_uuid().as_hyphenated().to_string()
-        });
-        Exchange {
-            plan: Plan::new(&request.method, session.key().is_some()),
-            upload: Upload::new(),
-            worker,
-            client,
-            request,
-            response,
-            meter,
-            fresh_id,
-            session,
-            tried: Vec::new(),
-        }
-    }
-
+impl Exchange<'_> {
     /// Attempts until there is a response or nothing left to try.
     async fn run(&mut self) -> After {
-        let Some(mut endpoint) = self.worker.pick(self.session.key(), &self.tried) else {
-            self.worker.metrics.refused.with_label_values(&["no_endpoint"]).inc();
-            return self.own(StatusCode::SERVICE_UNAVAILABLE, PLAIN, NO_BACKEND).await;
+        let mut endpoint = match self.course.first() {
+            Ok(endpoint) => endpoint,
+            Err(answer) => return self.own(answer).await,
         };
-        self.worker.budget.borrow_mut().pay_in();
         let mut fresh = false;
         loop {
-            self.meter.attempt(&endpoint);
             let (fault, what) = match self.attempt(&endpoint, fresh).await {
                 Ok(link) => return self.answer(&endpoint, link).await,
                 Err(Failed::Client) => return self.blame_client().await,
                 Err(Failed::Fault(fault, what)) => (fault, what),
             };
-            let Some(next) = self.after(fault, &endpoint) else {
-                let (status, text) = match fault {
-                    Fault::Timeout => (StatusCode::GATEWAY_TIMEOUT, "Gateway timeout"),
-                    _ => (StatusCode::BAD_GATEWAY, "Bad gateway"),
-                };
-                return self.own(status, PLAIN, &format!("{text}: backend {} {what}", endpoint.id)).await;
+            endpoint = match self.course.next(&endpoint, fault, &what, self.upload.left(self.request)) {
+                Ok(next) => next,
+                Err(answer) => return self.own(answer).await,
             };
-            debug!(upstream = %endpoint.id, next = %next.id, what, "trying again");
-            endpoint = next;
             fresh = true;
         }
     }
@@ -167,7 +94,10 @@ impl<'a> Exchange<'a> {
         let kept = (!fresh).then(|| self.worker.upstreams.take(endpoint.key)).flatten();
         let mut link = match kept {
             Some(link) => link,
-            None => self.worker.upstreams.connect(endpoint).await.map_err(|e| self.cannot_connect(e))?,
+            None => {
+                let connected = self.worker.upstreams.connect(endpoint).await;
+                connected.map_err(|e| Failed::Fault(Fault::Connect, self.course.cannot_connect(&e)))?
+            }
         };
         self.upload.restart();
         self.write_request(endpoint);
@@ -185,13 +115,9 @@ impl<'a> Exchange<'a> {
             client: &self.client.address,
             base_path: &endpoint.address.base_path,
             host: &endpoint.authority,
-            id: self.request_id(),
+            id: self.course.request_id(self.request),
         };
         headers::to_upstream(self.request, &arrival, &mut head);
-    }
-
-    fn request_id(&self) -> &str {
-        self.fresh_id.as_deref().or_else(|| headers::request_id(&self.request.fields)).unwrap_or_default()
     }
 
     /// Sends the request while waiting for the head of the response.
@@ -221,7 +147,7 @@ impl<'a> Exchange<'a> {
                     self.pass_interim(cx);
                 }
                 Poll::Ready(Ok(())) if self.is_interim() => {
-                    self.meter.blame(Failure::Broke);
+                    self.course.meter.blame(Failure::Broke);
                     let what = format!("sent more than {INTERIM_MAX} interim responses");
                     return Poll::Ready(Err(Failed::Fault(Fault::Broke, what)));
                 }
@@ -237,7 +163,7 @@ impl<'a> Exchange<'a> {
         if self.poll_leaves(cx).is_ready() {
             return Poll::Ready(Err(Failed::Client));
         }
-        let limits = &self.worker.limits;
+        let limits = self.course.limits();
         match self.upload.waiting && state.takes && !self.upload.over {
             true => {
                 ready!(self.client.deadline.poll(cx, self.upload.progress + limits.body_idle));
@@ -249,7 +175,7 @@ impl<'a> Exchange<'a> {
                 let takes = state.takes && self.upload.goes_on(link);
                 let limit = if takes { limits.body_idle } else { limits.response_timeout };
                 ready!(self.client.deadline.poll(cx, self.upload.progress + limit));
-                self.meter.blame(Failure::Silent);
+                self.course.meter.blame(Failure::Silent);
                 let limit = humantime::format_duration(limit);
                 Poll::Ready(Err(Failed::Fault(Fault::Timeout, format!("did not answer within {limit}"))))
             }
@@ -294,43 +220,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn cannot_connect(&self, error: ConnectError) -> Failed {
-        self.worker.metrics.connect_failures.inc();
-        match error {
-            ConnectError::Refused => self.meter.blame(Failure::Refused),
-            ConnectError::Timeout(_) | ConnectError::Other(_) => self.meter.blame(Failure::Unreachable),
-            // Ours, and no endpoint's.
-            ConnectError::Local(_) => {}
-        }
-        Failed::Fault(Fault::Connect, error.to_string())
-    }
-
     fn broken(&self, why: HeadError, fault: Fault) -> Failed {
-        // A failed upgrade says nothing about the endpoint.
-        if self.request.upgrade().is_none() {
-            self.meter.blame(if fault == Fault::Broke { Failure::Broke } else { Failure::Reset });
-        }
-        Failed::Fault(fault, why.to_string())
-    }
-
-    /// Whom to ask after a failed attempt at `endpoint`; `None` if nobody.
-    fn after(&mut self, fault: Fault, endpoint: &Arc<Endpoint>) -> Option<Arc<Endpoint>> {
-        self.tried.push(endpoint.key);
-        let elsewhere = |me: &Exchange<'_>| me.worker.pick(me.session.key(), &me.tried);
-        let next = match self.plan.after(fault, self.upload.left(self.request)) {
-            Step::GiveUp => None,
-            Step::Again => Some(endpoint.clone()),
-            Step::Elsewhere => elsewhere(self).or_else(|| self.worker.spare(&self.tried)),
-            Step::ElsewhereOrAgain => elsewhere(self).or_else(|| Some(endpoint.clone())),
-        };
-        if next.is_some() && !self.worker.budget.borrow_mut().pay_out(Instant::now()) {
-            self.worker.metrics.retries_unaffordable.inc();
-            return None;
-        }
-        if next.is_some() {
-            self.worker.metrics.retries.with_label_values(&[fault.reason()]).inc();
-        }
-        next
+        Failed::Fault(fault, self.course.broken(self.request, why, fault))
     }
 
     /// Answers a client that failed to send its body, if it is still there.
@@ -338,11 +229,12 @@ impl<'a> Exchange<'a> {
         match self.upload.failed {
             None | Some(UploadFailure::Left) => After::Cut,
             Some(UploadFailure::Silent) => {
-                self.own(StatusCode::REQUEST_TIMEOUT, PLAIN, "The request's body stopped coming").await
+                let text = "The request's body stopped coming";
+                self.own(Answer::plain(StatusCode::REQUEST_TIMEOUT, text)).await
             }
             Some(UploadFailure::Malformed(why)) => {
-                self.worker.metrics.refused.with_label_values(&["malformed"]).inc();
-                self.own(StatusCode::BAD_REQUEST, PLAIN, &format!("Bad request: {why}")).await
+                self.course.refuse("malformed");
+                self.own(Answer::plain(StatusCode::BAD_REQUEST, format!("Bad request: {why}"))).await
             }
         }
     }
@@ -352,7 +244,7 @@ impl<'a> Exchange<'a> {
         if self.response.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(endpoint, link).await;
         }
-        self.meter.answered(self.response.status);
+        self.course.meter.answered(self.response.status);
         self.upload.answered();
         let from = self.response.framing.unwrap_or(Framing::UntilClose);
         let framing = match (from, self.request.is_1_1) {
@@ -387,10 +279,7 @@ impl<'a> Exchange<'a> {
     fn write_response(&self, framing: Framing, keep_alive: bool, upgrade: Option<&[u8]>) {
         let mut head = self.worker.head.borrow_mut();
         head.clear();
-        let session = match &self.session {
-            Session::Fresh(key) => Some(key.as_str()),
-            Session::None | Session::Brought(_) => None,
-        };
+        let session = self.course.session_to_give();
         let date = self.worker.date();
         let to = Return { is_1_1: self.request.is_1_1, framing, keep_alive, session, upgrade, date: &date };
         headers::to_downstream(self.response, &to, &mut head);
@@ -409,7 +298,7 @@ impl<'a> Exchange<'a> {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
             Poll::Ready(Err(Broken::Client)) => return Poll::Ready(Err(())),
             Poll::Ready(Err(Broken::Endpoint)) => {
-                self.meter.blame(Failure::Broke);
+                self.course.meter.blame(Failure::Broke);
                 return Poll::Ready(Err(()));
             }
             Poll::Pending => {}
@@ -425,7 +314,7 @@ impl<'a> Exchange<'a> {
         if self.poll_leaves(cx).is_ready() {
             return Poll::Ready(Err(()));
         }
-        let limits = &self.worker.limits;
+        let limits = self.course.limits();
         let may_rest = headers::is_events(&self.response.fields);
         let rest = if may_rest { limits.tunnel_idle } else { limits.body_idle };
         let uploads = *takes && !self.upload.over;
@@ -438,7 +327,7 @@ impl<'a> Exchange<'a> {
         };
         ready!(self.client.deadline.poll(cx, at));
         if let Some(failure) = whose.filter(|_| !may_rest) {
-            self.meter.blame(failure);
+            self.course.meter.blame(failure);
         }
         Poll::Ready(Err(()))
     }
@@ -447,14 +336,14 @@ impl<'a> Exchange<'a> {
     async fn switch(&mut self, endpoint: &Endpoint, mut link: Link) -> After {
         let Some(protocol) = self.request.upgrade() else {
             let text = format!("Bad gateway: backend {} switched protocols unasked", endpoint.id);
-            self.meter.blame(Failure::Broke);
-            return self.own(StatusCode::BAD_GATEWAY, PLAIN, &text).await;
+            self.course.meter.blame(Failure::Broke);
+            return self.own(Answer::plain(StatusCode::BAD_GATEWAY, text)).await;
         };
-        self.meter.answered(self.response.status);
+        self.course.meter.answered(self.response.status);
         self.write_response(Framing::Empty, true, Some(protocol));
         let mut download = Download::new(Framing::Empty, false);
         let mut early = (link.input.bytes().to_vec(), self.client.input.bytes().to_vec());
-        let until = Instant::now() + self.worker.limits.body_idle;
+        let until = Instant::now() + self.course.limits().body_idle;
         let switched = poll_fn(|cx| {
             let head = self.worker.head.borrow();
             if let Poll::Ready(sent) = download.poll(cx, self.client, &mut link, &head) {
@@ -469,18 +358,20 @@ impl<'a> Exchange<'a> {
         link.input.consume(early.0.len());
         self.client.input.consume(early.1.len());
         self.client.deadline.clear();
-        let idle = self.worker.limits.tunnel_idle;
+        let idle = self.course.limits().tunnel_idle;
         tunnel::run((&mut self.client.stream, &mut early.1), (&mut link.stream, &mut early.0), idle).await;
         After::Close
     }
 
     /// An answer of the balancer's own.
-    async fn own(&mut self, status: StatusCode, kind: &str, text: &str) -> After {
-        self.meter.answered(status);
+    async fn own(&mut self, Answer { status, kind, text }: Answer) -> After {
+        self.course.meter.answered(status);
         let is_bodiless = matches!(self.request.framing, Framing::Empty | Framing::Length(0));
         let is_read = self.upload.over || is_bodiless;
         let keep_alive = self.request.keep_alive && is_read && self.worker.stopping().is_none();
-        let id = Some(self.request_id()).filter(|_| status.is_server_error()).map(str::to_owned);
+        let id = Some(self.course.request_id(self.request))
+            .filter(|_| status.is_server_error())
+            .map(str::to_owned);
         let own = Own { status, kind, text: text.as_bytes(), id: id.as_deref() };
         let head_only = self.request.method == http::Method::HEAD;
         let taken = self.client.answer(&own, self.request.is_1_1, keep_alive, head_only).await;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::worker::Worker;
+use super::worker::{Here, Worker};
 use crate::metrics::NO_BACKEND;
 use crate::pool::{Endpoint, InFlight};
 use crate::report::{Failure, Report};
@@ -18,22 +18,24 @@ const CLIENT_LEFT: u16 = 499;
 /// See the file's head.
 pub struct Meter {
     worker: Rc<Worker>,
+    here: Rc<Here>,
+    route: usize,
     began: Instant,
     method: usize,
-    route: &'static str,
     status: u16,
     attempt: Option<(InFlight, Instant)>,
     counted: bool,
 }
 
 impl Meter {
-    /// A request's head is complete.
-    pub fn begin(worker: &Rc<Worker>, method: &http::Method, route: &'static str) -> Meter {
+    /// The head of a request that takes the route numbered `route` is complete.
+    pub fn begin(worker: &Rc<Worker>, here: &Rc<Here>, route: usize, method: &http::Method) -> Meter {
         Meter {
             worker: worker.clone(),
+            here: here.clone(),
+            route,
             began: Instant::now(),
             method: crate::metrics::method_index(method),
-            route,
             status: CLIENT_LEFT,
             attempt: None,
             counted: true,
@@ -73,6 +75,7 @@ impl Drop for Meter {
             Some((in_flight, _)) => (in_flight.endpoint().key, &*in_flight.endpoint().id),
             None => (0, NO_BACKEND),
         };
-        self.worker.measure(self.route, self.method, self.status, (key, id), self.began.elapsed());
+        let route = &self.here.table.routes.get(self.route).name;
+        self.worker.measure(route, self.method, self.status, (key, id), self.began.elapsed());
     }
 }

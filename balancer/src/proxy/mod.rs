@@ -2,8 +2,8 @@
 //! back, without ever holding a whole body.
 //!
 //! ```text
-//! worker ─▶ connection ─▶ exchange ─▶ route, headers, retry (pure)
-//!              │              ├────▶ upstream (connections)   meter (what ends with a response)
+//! worker ─▶ connection ─▶ exchange ─▶ course (what is decided) ─▶ route, picker, headers, retry (pure)
+//!              │              ├────▶ upstream (connections)        meter (what ends with a response)
 //!              │              └────▶ relay (bodies both ways), tunnel (upgrades)
 //!              └──▶ http1 (pure: what bytes mean)   buffer, deadline (bytes and time on their way)
 //! ```
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 mod buffer;
 mod connection;
+mod course;
 mod deadline;
 mod exchange;
 mod headers;
@@ -27,7 +28,6 @@ mod http1;
 mod meter;
 mod relay;
 mod retry;
-mod route;
 mod tunnel;
 mod upstream;
 mod worker;

@@ -18,7 +18,8 @@ use tokio::net::TcpStream;
 use super::buffer::{Buffers, Input, Output};
 use super::http1::{Lines, Malformed, Response};
 use crate::config::Limits;
-use crate::pool::{Endpoint, Pool};
+use crate::pool::Endpoint;
+use crate::table::Table;
 
 #[cfg(test)]
 mod tests;
@@ -107,10 +108,10 @@ impl Upstreams {
         }
     }
 
-    /// Drops connections that have been idle for long, are closed, or lead to endpoints not in `pool`.
-    pub fn sweep(&self, pool: &Pool) {
+    /// Drops connections that have been idle for long, are closed, or lead to endpoints not in `table`.
+    pub fn sweep(&self, table: &Table) {
         let now = Instant::now();
-        let keys: HashSet<u64> = pool.entries().iter().map(|e| e.endpoint.key).collect();
+        let keys: HashSet<u64> = table.entries().map(|e| e.endpoint.key).collect();
         self.kept.borrow_mut().retain(|key, kept| {
             let known = keys.contains(key);
             kept.retain(|k| known && now.duration_since(k.since) < self.idle && is_at_rest(&k.stream));

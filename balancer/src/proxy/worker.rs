@@ -26,9 +26,8 @@ use super::retry::Budget;
 use super::upstream::Upstreams;
 use crate::config::Limits;
 use crate::metrics::{Metrics, RequestSeries};
-use crate::picker::{self, Strategy};
-use crate::pool::{Endpoint, Pool};
 use crate::report::Reporter;
+use crate::table::Table;
 
 /// Between sweeps of idle connections.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -45,10 +44,8 @@ const SPARES_MAX: usize = 256;
 /// What all workers share.
 #[derive(Clone)]
 pub struct Shared {
-    /// The latest pool.
-    pub pool: Arc<ArcSwap<Pool>>,
-    /// How endpoints are picked.
-    pub strategy: Strategy,
+    /// The latest table.
+    pub table: Arc<ArcSwap<Table>>,
     /// Counts picks, so that round robin is one round over all workers.
     pub turn: Arc<AtomicUsize>,
     /// Limits of the data path.
@@ -61,12 +58,19 @@ pub struct Shared {
     pub exposition: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
+/// Endpoint, method, status.
 type SeriesKey = (u64, usize, u16);
+
+/// One table, as this worker has it: requests share it without touching what other threads touch.
+pub struct Here {
+    /// The table.
+    pub table: Arc<Table>,
+}
 
 /// What the tasks of one worker share.
 pub struct Worker {
-    pool: RefCell<Cache<Arc<ArcSwap<Pool>>, Arc<Pool>>>,
-    strategy: Strategy,
+    latest: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
+    here: RefCell<Rc<Here>>,
     turn: Arc<AtomicUsize>,
     /// Limits of the data path.
     pub limits: Limits,
@@ -102,8 +106,8 @@ impl Worker {
     fn new(shared: &Shared) -> Worker {
         let buffers = Buffers::new(shared.limits.buffer_bytes_max);
         Worker {
-            pool: RefCell::new(Cache::new(shared.pool.clone())),
-            strategy: shared.strategy,
+            latest: RefCell::new(Cache::new(shared.table.clone())),
+            here: RefCell::new(Rc::new(Here { table: shared.table.load_full() })),
             turn: shared.turn.clone(),
             upstreams: Upstreams::new(&shared.limits, buffers.clone()),
             buffers,
@@ -123,14 +127,20 @@ impl Worker {
         }
     }
 
-    /// Whether sessions decide.
-    pub fn is_sticky(&self) -> bool {
-        self.strategy == Strategy::StickySessions
+    /// The latest table.
+    pub fn here(&self) -> Rc<Here> {
+        let mut latest = self.latest.borrow_mut();
+        let table = latest.load();
+        let mut here = self.here.borrow_mut();
+        if !Arc::ptr_eq(table, &here.table) {
+            *here = Rc::new(Here { table: table.clone() });
+        }
+        here.clone()
     }
 
-    /// The latest pool.
-    pub fn pool(&self) -> Arc<Pool> {
-        self.pool.borrow_mut().load().clone()
+    /// Whose turn it is, counted over all workers.
+    pub fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Since when it serves what it has and takes nothing new.
@@ -146,22 +156,6 @@ impl Worker {
             *self.date.borrow_mut() = (seconds, httpdate::fmt_http_date(now));
         }
         Ref::map(self.date.borrow(), |(_, text)| text.as_str())
-    }
-
-    /// Picks from the latest pool: a request that is tried again sees what has changed meanwhile.
-    pub fn pick(&self, session: Option<&str>, tried: &[u64]) -> Option<Arc<Endpoint>> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut cache = self.pool.borrow_mut();
-        let pool = cache.load();
-        picker::pick(self.strategy, pool, turn, fastrand::u64(..), session, tried)
-            .map(|entry| entry.endpoint.clone())
-    }
-
-    /// For a request that failed everywhere in the rotation: whoever else might answer it.
-    pub fn spare(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut cache = self.pool.borrow_mut();
-        picker::spare(cache.load(), turn, tried).map(|entry| entry.endpoint.clone())
     }
 
     /// Counts a finished request.
@@ -248,7 +242,7 @@ async fn sweep(worker: Rc<Worker>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
-        worker.upstreams.sweep(&worker.pool());
+        worker.upstreams.sweep(&worker.here().table);
     }
 }
 
@@ -271,7 +265,7 @@ async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usiz
             Ok((stream, peer)) => start(worker, stream, peer, permit),
             Err(error) => {
                 debug!(%error, "cannot accept");
-                worker.upstreams.sweep(&worker.pool());
+                worker.upstreams.sweep(&worker.here().table);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

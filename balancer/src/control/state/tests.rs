@@ -2,6 +2,7 @@ use expect_test::{Expect, expect};
 use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::*;
+use crate::route::Selector;
 
 /// A state driven by a script; every line is `AT_MS COMMAND ...`, and the answer is the pool after each line.
 ///
@@ -38,6 +39,8 @@ fn record(id: &str, url: Option<&str>) -> Record {
         url: url.map_or(format!("http://{id}:80"), str::to_owned),
         health_path: String::new(),
         weight: 100,
+        zone: String::new(),
+        version: String::new(),
         intent: Intent::Serve,
         incarnation: 1,
     }
@@ -52,7 +55,7 @@ impl Script {
         let probes: Vec<String> = self.state.due(now).into_iter().map(|o| self.order(o)).collect();
         let notices: Vec<String> = self.state.take_notices().iter().map(|n| n.why.clone()).collect();
         let mut out = format!("{line:<24} |");
-        for e in self.state.pool().entries() {
+        for e in self.state.table().entries() {
             out += &format!(" {}={}", e.endpoint.id, e.standing.name());
         }
         if !probes.is_empty() {
@@ -371,13 +374,13 @@ fn load_and_key_survive_what_does_not_move_an_endpoint() {
     let (mut state, now) = (State::new(Policy::default()), Instant::now());
     let put = |record| Change::Events { revision: 1, events: vec![Event::Put(record)] };
     state.apply(put(record("a", None)), now);
-    let first = state.take_pool().expect("it changed").entries()[0].endpoint.clone();
+    let first = state.take_table().expect("it changed").pools[0].entries()[0].endpoint.clone();
     let _held = first.begin();
     state.apply(put(Record { incarnation: 9, weight: 7, ..record("a", None) }), now);
-    let pool = state.take_pool().expect("it changed");
+    let pool = state.take_table().expect("it changed").pools[0].clone();
     assert!(Arc::ptr_eq(&pool.entries()[0].endpoint, &first));
     assert_eq!((pool.entries()[0].weight, pool.entries()[0].endpoint.in_flight()), (7, 1));
-    assert!(state.take_pool().is_none());
+    assert!(state.take_table().is_none());
 }
 
 #[derive(Clone, Debug)]
@@ -402,12 +405,45 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// All, one service, one version of it, a service that is not there.
+fn routes() -> Routes {
+    let selector = |service: Option<&str>, version: Option<&str>| Selector {
+        service: service.map(Into::into),
+        version: version.map(Into::into),
+    };
+    let selectors = [(None, None), (Some("s0"), None), (Some("s0"), Some("v0")), (Some("none"), None)];
+    Routes::over(selectors.map(|(service, version)| selector(service, version)).to_vec())
+}
+
+/// An instance of two services, in one of two versions.
+fn placed(id: u8) -> Record {
+    Record {
+        service: format!("s{}", id % 2),
+        version: format!("v{}", id / 2 % 2),
+        ..record(&format!("i{id}"), None)
+    }
+}
+
+/// What is built piece by piece is what would be built from all members at once.
+fn is_built_whole(state: &State, table: &Table) -> Result<(), proptest::test_runner::TestCaseError> {
+    let text = |entries: Vec<Entry>| format!("{entries:?}");
+    for (selector, pool) in table.routes.selectors().iter().zip(&table.pools) {
+        let taken = state.members.values().filter(|m| selector.takes(&m.record.service, &m.record.version));
+        prop_assert_eq!(text(pool.entries().to_vec()), text(taken.map(Member::entry).collect()));
+    }
+    let mut everybody: Vec<Entry> = table.entries().cloned().collect();
+    everybody.sort_by(|a, b| a.endpoint.id.cmp(&b.endpoint.id));
+    prop_assert_eq!(text(everybody), text(state.members.values().map(Member::entry).collect()));
+    Ok(())
+}
+
 proptest! {
     /// Against the plain list of what is registered and drains: whatever probes and requests say, the pool
     /// holds exactly the registered, nobody who drains takes requests, and somebody does if anybody may.
     #[test]
     fn the_pool_is_what_is_registered(ops in prop::collection::vec(op(), 1..120)) {
         let mut state = State::new(Policy::default());
+        state.lead(Arc::new(routes()));
         let mut model: BTreeMap<String, bool> = BTreeMap::new();
         let mut tickets: BTreeMap<String, Ticket> = BTreeMap::new();
         let (mut rng, mut now) = (fastrand::Rng::with_seed(1), Instant::now());
@@ -416,7 +452,7 @@ proptest! {
             match op {
                 Op::Put(id, drains) => {
                     let intent = if drains { Intent::Drain } else { Intent::Serve };
-                    let put = Event::Put(Record { intent, ..record(&name(id), None) });
+                    let put = Event::Put(Record { intent, ..placed(id) });
                     state.apply(Change::Events { revision, events: vec![put] }, now);
                     model.insert(name(id), drains);
                 }
@@ -426,7 +462,7 @@ proptest! {
                     model.remove(&name(id));
                 }
                 Op::Reset(ids) => {
-                    let records = ids.iter().map(|&id| record(&name(id), None)).collect();
+                    let records = ids.iter().map(|&id| placed(id)).collect();
                     state.apply(Change::Reset { revision, records }, now);
                     model = ids.into_iter().map(|id| (name(id), false)).collect();
                 }
@@ -453,7 +489,9 @@ proptest! {
             for order in state.due(now) {
                 tickets.insert(order.endpoint.id.to_string(), order.ticket);
             }
-            let pool = state.pool();
+            let table = state.table();
+            is_built_whole(&state, &table)?;
+            let pool = &table.pools[0];
             let ids: Vec<String> = pool.entries().iter().map(|e| e.endpoint.id.to_string()).collect();
             prop_assert_eq!(&ids, &model.keys().cloned().collect::<Vec<_>>());
             prop_assert!(pool.rotation().all(|e| !model[&*e.endpoint.id]));

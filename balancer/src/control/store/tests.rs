@@ -7,6 +7,8 @@ fn record() -> Record {
         service: "web".into(),
         url: "http://a:1".into(),
         health_path: "/h".into(),
+        zone: "z".into(),
+        version: "v".into(),
         weight: 3,
         intent: Intent::Drain,
         incarnation: 9,
