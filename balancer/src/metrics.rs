@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::core::{Collector, Metric};
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -16,6 +17,10 @@ use prometheus::{
 use crate::picker::Strategy;
 use crate::pool::{Pool, Standing};
 use crate::table::Table;
+
+mod traffic;
+
+pub use traffic::{Bucket, RouteTraffic, Traffic};
 
 /// `backend_id` of requests that no backend took.
 pub const NO_BACKEND: &str = "none";
@@ -67,6 +72,8 @@ struct Series {
     backends: HashMap<String, Backend>,
     /// Of the table that was followed last.
     services: BTreeMap<Arc<str>, Arc<Pool>>,
+    /// What the series of backends that have gone came to.
+    gone: Traffic,
 }
 
 #[derive(Default)]
@@ -166,7 +173,7 @@ impl Metrics {
             .filter(|(name, pool)| !table.services.get(*name).is_some_and(|now| Arc::ptr_eq(now, pool)));
         for id in stale.flat_map(|(_, pool)| pool.entries()).map(|e| &*e.endpoint.id) {
             if let Some(backend) = (!here.contains(id)).then(|| series.backends.remove(id)).flatten() {
-                self.remove(id, backend);
+                self.remove(id, backend, &mut series.gone);
             }
         }
         for entry in fresh.iter().flat_map(|pool| pool.entries()) {
@@ -218,6 +225,14 @@ impl Metrics {
         out
     }
 
+    /// What all requests come to.
+    pub fn traffic(&self) -> Traffic {
+        let series = self.series();
+        let mut traffic = series.gone.clone();
+        traffic.add_all(&self.request_duration.collect());
+        traffic
+    }
+
     /// Series that exist from the start, so that dashboards find them before the first event.
     fn preset(&self) {
         self.series().backends.insert(NO_BACKEND.to_owned(), Backend::default());
@@ -229,10 +244,13 @@ impl Metrics {
         }
     }
 
-    fn remove(&self, id: &str, backend: Backend) {
+    fn remove(&self, id: &str, backend: Backend, gone: &mut Traffic) {
         self.remove_gauges(id, &backend.authority);
         for (route, method, status) in backend.requests {
             let labels = [route.as_str(), method, &status, id, self.strategy.name()];
+            if let Ok(duration) = self.request_duration.get_metric_with_label_values(&labels) {
+                gone.add(&duration.metric());
+            }
             // An error means that the series is not there, which is what is wanted.
             let _ = self.request_duration.remove_label_values(&labels);
             let _ = self.requests.remove_label_values(&labels);
@@ -259,10 +277,7 @@ fn method_name(index: usize) -> &'static str {
     METHODS.get(index).copied().unwrap_or("OTHER")
 }
 
-fn registered<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: prometheus::Result<C>,
-) -> C {
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
     let metric = metric.expect("names and labels are constants that follow the rules");
     registry.register(Box::new(metric.clone())).expect("every name is registered once");
     metric

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -100,6 +101,9 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         table: table.clone(),
         catalog: control.catalog(),
         metrics: metrics.clone(),
+        started: Instant::now(),
+        drain: CancellationToken::new(),
+        drain_grace: config.limits.drain_grace,
         draining: AtomicBool::new(false),
     });
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -126,19 +130,28 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         "listening"
     );
 
+    let mut may_ask_again = false;
     tokio::select! {
         name = signals.next() => info!(signal = name, grace = ?config.limits.drain_grace, "draining"),
+        () = admin.drain.cancelled() => may_ask_again = true,
         () = stop.cancelled() => anyhow::bail!("a worker ended unasked"),
     }
     admin.draining.store(true, Ordering::Relaxed);
     stop.cancel();
+    let insists = async {
+        // An orchestrator's hook asks by the API, and then comes the signal that would have come anyway.
+        if may_ask_again {
+            info!(signal = signals.next().await, "draining already");
+        }
+        signals.next().await
+    };
     tokio::select! {
         () = workers.ended() => {}
         () = tokio::time::sleep(config.limits.drain_grace) => {
             cut.cancel();
             workers.ended().await;
         }
-        name = signals.next() => {
+        name = insists => {
             warn!(signal = name, "stopping at once");
             return Ok(ExitCode::FAILURE);
         }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // Tests may be blunt.
 
+mod admin;
 mod backend;
 mod balancer;
 mod bodies;

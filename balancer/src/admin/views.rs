@@ -1,0 +1,178 @@
+//! What the admin API's answers are made of. Shapes are API: `openapi.json` describes them, a test compares.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use prometheus::IntCounterVec;
+use serde::Serialize;
+
+use super::Admin;
+use crate::metrics::{Metrics, REFUSAL_REASONS, RETRY_REASONS, Traffic};
+use crate::pool::{Entry, Standing};
+use crate::table::Table;
+
+/// Endpoints in one overview. A page is asked for every second; whoever wants all of more asks `/v1/endpoints`.
+pub const OVERVIEW_ENDPOINTS_MAX: usize = 500;
+
+/// Everybody the balancer knows.
+#[derive(Serialize)]
+pub struct Endpoints<'a> {
+    name: &'a str,
+    strategy: &'a str,
+    revision: u64,
+    age_ms: Option<u64>,
+    registry: Registry,
+    ready: usize,
+    endpoints: Vec<Endpoint>,
+}
+
+/// How the registry is followed.
+#[derive(Serialize)]
+struct Registry {
+    connected: bool,
+    endpoint: String,
+    transport: String,
+}
+
+/// One endpoint as of now.
+#[derive(Serialize)]
+struct Endpoint {
+    id: Arc<str>,
+    service: Arc<str>,
+    address: Arc<str>,
+    base_path: String,
+    state: &'static str,
+    why: String,
+    in_rotation: bool,
+    weight: u32,
+    in_flight: u32,
+    served: u64,
+}
+
+/// Everything that the page shows.
+#[derive(Serialize)]
+pub struct Overview<'a> {
+    name: &'a str,
+    version: &'static str,
+    strategy: &'a str,
+    uptime_ms: u64,
+    ready: bool,
+    draining: bool,
+    revision: u64,
+    age_ms: Option<u64>,
+    registry: Registry,
+    traffic: Traffic,
+    connections: i64,
+    in_flight: u64,
+    in_rotation: usize,
+    refused: BTreeMap<&'static str, u64>,
+    retries: BTreeMap<&'static str, u64>,
+    retries_unaffordable: u64,
+    ejections: u64,
+    connect_failures: u64,
+    endpoints_by_state: BTreeMap<&'static str, usize>,
+    endpoints: Vec<Endpoint>,
+    endpoints_left_out: usize,
+}
+
+impl<'a> Endpoints<'a> {
+    /// As of now.
+    pub fn of(admin: &'a Admin) -> Endpoints<'a> {
+        let table = admin.table.load();
+        let endpoints = endpoints(&table);
+        Endpoints {
+            name: &admin.name,
+            strategy: admin.strategy.name(),
+            revision: table.revision,
+            age_ms: admin.age_ms(),
+            registry: Registry::of(admin),
+            ready: endpoints.iter().filter(|e| e.in_rotation).count(),
+            endpoints,
+        }
+    }
+}
+
+impl<'a> Overview<'a> {
+    /// As of now.
+    pub fn of(admin: &'a Admin) -> Overview<'a> {
+        let table = admin.table.load();
+        let mut endpoints = endpoints(&table);
+        let mut by_state: BTreeMap<&str, usize> = Standing::ALL.iter().map(|s| (s.name(), 0)).collect();
+        endpoints.iter().for_each(|e| *by_state.entry(e.state).or_default() += 1);
+        let in_flight = endpoints.iter().map(|e| u64::from(e.in_flight)).sum();
+        let in_rotation = endpoints.iter().filter(|e| e.in_rotation).count();
+        let left_out = endpoints.len().saturating_sub(OVERVIEW_ENDPOINTS_MAX);
+        if left_out > 0 {
+            // Whoever has trouble first.
+            endpoints.sort_by_key(|e| e.state == Standing::Up.name());
+            endpoints.truncate(OVERVIEW_ENDPOINTS_MAX);
+        }
+        let metrics: &Metrics = &admin.metrics;
+        Overview {
+            name: &admin.name,
+            version: env!("CARGO_PKG_VERSION"),
+            strategy: admin.strategy.name(),
+            uptime_ms: admin.started.elapsed().as_millis() as u64,
+            ready: admin.unready().is_none(),
+            draining: admin.is_draining(),
+            revision: table.revision,
+            age_ms: admin.age_ms(),
+            registry: Registry::of(admin),
+            traffic: metrics.traffic(),
+            connections: metrics.connections.get(),
+            in_flight,
+            in_rotation,
+            refused: by_reason(&metrics.refused, &REFUSAL_REASONS),
+            retries: by_reason(&metrics.retries, &RETRY_REASONS),
+            retries_unaffordable: metrics.retries_unaffordable.get(),
+            ejections: metrics.ejections.get(),
+            connect_failures: metrics.connect_failures.get(),
+            endpoints_by_state: by_state,
+            endpoints,
+            endpoints_left_out: left_out,
+        }
+    }
+}
+
+impl Registry {
+    fn of(admin: &Admin) -> Registry {
+        let status = admin.catalog.status();
+        Registry {
+            connected: status.connected,
+            endpoint: status.endpoint,
+            transport: format!("{:?}", status.transport).to_lowercase(),
+        }
+    }
+}
+
+impl Endpoint {
+    fn of(entry: &Entry, in_rotation: bool) -> Endpoint {
+        let endpoint = &entry.endpoint;
+        Endpoint {
+            id: endpoint.id.clone(),
+            service: endpoint.service.clone(),
+            address: endpoint.authority.clone(),
+            base_path: endpoint.address.base_path.clone(),
+            state: entry.standing.name(),
+            why: entry.why.clone(),
+            in_rotation,
+            weight: entry.weight,
+            in_flight: endpoint.in_flight(),
+            served: endpoint.served(),
+        }
+    }
+}
+
+/// Every endpoint, by id. In rotation is who is in that of any pool that a route uses.
+fn endpoints(table: &Table) -> Vec<Endpoint> {
+    let rotation: HashSet<u64> =
+        table.pools.iter().flat_map(|pool| pool.rotation()).map(|e| e.endpoint.key).collect();
+    let mut all: Vec<Endpoint> =
+        table.entries().map(|e| Endpoint::of(e, rotation.contains(&e.endpoint.key))).collect();
+    all.sort_by(|a, b| a.id.cmp(&b.id));
+    all
+}
+
+fn by_reason(counts: &IntCounterVec, reasons: &[&'static str]) -> BTreeMap<&'static str, u64> {
+    reasons.iter().map(|reason| (*reason, counts.with_label_values(&[reason]).get())).collect()
+}
