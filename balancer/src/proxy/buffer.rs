@@ -23,6 +23,14 @@ const SMALL_MAX: usize = 8 * 1024;
 /// Slices written at once.
 const SLICES_MAX: usize = 24;
 
+/// Several slices that are together no longer than this are put into one: copying them costs less than it costs the
+/// kernel to walk them.
+const GATHERED_MAX: usize = 4 * 1024;
+
+thread_local! {
+    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The large buffers of one worker.
 pub struct Buffers {
     free: RefCell<Vec<Box<[u8]>>>,
@@ -174,11 +182,15 @@ impl Output {
     ) -> io::Result<usize> {
         let mut taken = 0;
         if self.is_empty() {
-            let mut room = [IoSlice::new(&[]); SLICES_MAX];
-            let count = slices.len().min(SLICES_MAX);
-            room.iter_mut().zip(slices).for_each(|(room, slice)| *room = IoSlice::new(slice));
-            if let Poll::Ready(result) = Pin::new(stream).poll_write_vectored(cx, &room[..count]) {
+            let len: usize = slices.iter().map(|slice| slice.len()).sum();
+            if len == 0 {
+                return Ok(0);
+            }
+            if let Poll::Ready(result) = write(cx, stream, slices, len) {
                 taken = result?;
+            }
+            if taken == len {
+                return Ok(taken);
             }
         }
         let mut skip = taken;
@@ -203,4 +215,28 @@ impl Output {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Writes `slices`, `len` bytes, with one call.
+fn write(
+    cx: &mut Context<'_>,
+    stream: &mut TcpStream,
+    slices: &[&[u8]],
+    len: usize,
+) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
+    if let [one] = slices {
+        return stream.poll_write(cx, one);
+    }
+    if len <= GATHERED_MAX {
+        return GATHERED.with_borrow_mut(|gathered| {
+            gathered.clear();
+            slices.iter().for_each(|slice| gathered.extend_from_slice(slice));
+            stream.poll_write(cx, gathered)
+        });
+    }
+    let mut room = [IoSlice::new(&[]); SLICES_MAX];
+    let count = slices.len().min(SLICES_MAX);
+    room.iter_mut().zip(slices).for_each(|(room, slice)| *room = IoSlice::new(slice));
+    stream.poll_write_vectored(cx, &room[..count])
 }

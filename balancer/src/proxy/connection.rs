@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::buffer::{Input, Output};
-use super::deadline::Deadline;
+use super::deadline::{self, Deadline};
 use super::exchange;
 use super::headers::{self, Own, Return};
 use super::http1::{Event, Framing, Malformed, Pieces, Request, Requests};
@@ -75,7 +75,7 @@ enum Next {
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     // Failing to switch off Nagle's algorithm costs latency, nothing else.
     let _ = stream.set_nodelay(true);
-    let now = Instant::now();
+    let now = deadline::now();
     let mut client = Client {
         stream,
         input: Input::new(worker.buffers.clone()),
@@ -109,7 +109,7 @@ impl Client {
             Next::Refused(why) => self.refuse(why).await,
             Next::Request => {
                 let after = exchange::serve(&self.worker.clone(), self, &mut request).await;
-                (self.head_until, self.since) = (None, Instant::now());
+                (self.head_until, self.since) = (None, deadline::now());
                 after
             }
         };
@@ -135,7 +135,7 @@ impl Client {
     /// What the client sends next, some of which is there.
     fn poll_next(&mut self, cx: &mut Context<'_>, request: &mut Request) -> Poll<Next> {
         let patience = self.worker.limits.header_timeout;
-        let until = *self.head_until.get_or_insert_with(|| Instant::now() + patience);
+        let until = *self.head_until.get_or_insert_with(|| deadline::now() + patience);
         loop {
             match self.requests.advance(self.input.bytes(), request, &mut Pieces::default()) {
                 Err(why) => return Poll::Ready(Next::Refused(why)),
@@ -177,7 +177,7 @@ impl Client {
     /// Sends an answer of the balancer's own. Returns whether the client took it.
     pub async fn answer(&mut self, own: &Own<'_>, is_1_1: bool, keep_alive: bool, head_only: bool) -> bool {
         let bytes = self.own_bytes(own, is_1_1, keep_alive, head_only);
-        let until = Instant::now() + self.worker.limits.body_idle;
+        let until = deadline::now() + self.worker.limits.body_idle;
         let mut begun = false;
         poll_fn(|cx| {
             if !std::mem::replace(&mut begun, true)
@@ -223,7 +223,7 @@ impl Client {
 
     /// Reads and drops what still comes, until the client closes or it has been enough.
     async fn linger(&mut self) {
-        let (until, mut left) = (Instant::now() + LINGER, LINGER_BYTES_MAX);
+        let (until, mut left) = (deadline::now() + LINGER, LINGER_BYTES_MAX);
         poll_fn(|cx| {
             while left > 0 {
                 self.input.consume(self.input.bytes().len());

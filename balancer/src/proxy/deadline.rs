@@ -1,15 +1,33 @@
 //! Time limits, coarse and cheap: one clock per worker looks at all of them now and then.
 //!
 //! A request passes through half a dozen limits and reaches none of them. A timer of the runtime for each would have
-//! to be entered and taken out again each time; here setting one is writing a number.
+//! to be entered and taken out again each time; here setting one is writing a number. Nor is the time asked for each
+//! time: what a limit counts from is as coarse as the clock that looks at it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// How often the clock looks, and so how late a limit may be noticed.
 const TICK: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// When this thread last looked.
+    static SEEN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// About now: when this thread last looked at the clock, which it does for each request and with each tick.
+pub fn now() -> Instant {
+    SEEN.get().unwrap_or_else(look)
+}
+
+/// Now.
+pub fn look() -> Instant {
+    let now = Instant::now();
+    SEEN.set(Some(now));
+    now
+}
 
 /// All limits of one worker.
 #[derive(Default)]
@@ -40,7 +58,8 @@ impl Deadlines {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let now = ticks.tick().await.into_std();
+            ticks.tick().await;
+            let now = look();
             self.wake(|slot| slot.at.is_some_and(|at| at <= now));
         }
     }
@@ -64,9 +83,11 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Ready once `at` is past; until then the task is woken no later than a tick after it.
+    /// Ready once `at` is past by a tick, since it may count from a tick too early; until then the task is woken no later
+    /// than another tick after it.
     pub fn poll(&self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
-        if at <= Instant::now() {
+        let at = at + TICK;
+        if at <= now() {
             return Poll::Ready(());
         }
         let mut slots = self.home.slots.borrow_mut();

@@ -7,12 +7,12 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use http::StatusCode;
 
 use super::connection::{After, Client};
 use super::course::{Answer, Course};
+use super::deadline;
 use super::headers::{self, Arrival, Own, Return};
 use super::http1::{Framing, Request, Response};
 use super::relay::{Broken, Download, Stopped, Upload, UploadFailure};
@@ -343,7 +343,7 @@ impl Exchange<'_> {
         self.write_response(Framing::Empty, true, Some(protocol));
         let mut download = Download::new(Framing::Empty, false);
         let mut early = (link.input.bytes().to_vec(), self.client.input.bytes().to_vec());
-        let until = Instant::now() + self.course.limits().body_idle;
+        let until = deadline::now() + self.course.limits().body_idle;
         let switched = poll_fn(|cx| {
             let head = self.worker.head.borrow();
             if let Poll::Ready(sent) = download.poll(cx, self.client, &mut link, &head) {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::deadline;
 use super::worker::{Here, Worker};
 use crate::metrics::NO_BACKEND;
 use crate::pool::{Endpoint, InFlight};
@@ -34,7 +35,7 @@ impl Meter {
             worker: worker.clone(),
             here: here.clone(),
             route,
-            began: Instant::now(),
+            began: deadline::look(),
             method: crate::metrics::method_index(method),
             status: CLIENT_LEFT,
             attempt: None,
@@ -49,7 +50,8 @@ impl Meter {
 
     /// An attempt at an endpoint begins; one before it, if any, is over.
     pub fn attempt(&mut self, endpoint: &Arc<Endpoint>) {
-        self.attempt = Some((endpoint.begin(), Instant::now()));
+        let began = if self.attempt.is_none() { self.began } else { deadline::look() };
+        self.attempt = Some((endpoint.begin(), began));
     }
 
     /// The endpoint of the current attempt failed it. Says so to the control side.
@@ -76,6 +78,12 @@ impl Drop for Meter {
             None => (0, NO_BACKEND),
         };
         let route = &self.here.table.routes.get(self.route).name;
-        self.worker.measure(route, self.method, self.status, (key, id), self.began.elapsed());
+        self.worker.measure(
+            route,
+            self.method,
+            self.status,
+            (key, id),
+            deadline::look().duration_since(self.began),
+        );
     }
 }

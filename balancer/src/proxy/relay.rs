@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use super::buffer::Output;
 use super::connection::Client;
+use super::deadline;
 use super::http1::{Body, Framing, Malformed, Pieces, Request, chunk_head};
 use super::retry;
 use super::upstream::Link;
@@ -67,7 +68,7 @@ fn flush(
     let before = output.len();
     let flushed = output.poll_flush(cx, stream);
     if output.len() != before {
-        *progress = Instant::now();
+        *progress = deadline::now();
     }
     flushed
 }
@@ -116,7 +117,7 @@ impl Upload {
             over: false,
             failed: None,
             waiting: false,
-            progress: Instant::now(),
+            progress: deadline::now(),
             head_sent: false,
             touched: false,
             invited: false,
@@ -127,7 +128,7 @@ impl Upload {
     pub fn restart(&mut self) {
         self.head_sent = false;
         self.over = false;
-        self.progress = Instant::now();
+        self.progress = deadline::now();
     }
 
     /// Whether something is still to be done for it over `link`.
@@ -182,7 +183,7 @@ impl Upload {
                 if ready!(self.poll_client(cx, client, request)).is_err() {
                     return self.stop(UploadFailure::Left);
                 }
-                self.progress = Instant::now();
+                self.progress = deadline::now();
                 continue;
             }
             let body = client.requests.body();
@@ -210,7 +211,7 @@ impl Upload {
             self.head_sent = true;
             self.touched |= consumed > 0;
             self.over = is_done;
-            self.progress = Instant::now();
+            self.progress = deadline::now();
         }
     }
 
@@ -266,7 +267,7 @@ impl Download {
     pub fn new(from: Framing, is_chunked: bool) -> Download {
         Download {
             waiting: false,
-            progress: Instant::now(),
+            progress: deadline::now(),
             body: Body::new(from),
             is_chunked,
             head_sent: false,
@@ -315,7 +316,7 @@ impl Download {
                 self.waiting = true;
                 match ready!(link.input.poll_fill(cx, &mut link.stream)) {
                     Ok(1..) => {
-                        self.progress = Instant::now();
+                        self.progress = deadline::now();
                         continue;
                     }
                     Ok(0) if self.body.ends_with_connection() => is_end = true,
@@ -336,7 +337,7 @@ impl Download {
             link.input.consume(consumed);
             self.head_sent = true;
             self.ended = is_end;
-            self.progress = Instant::now();
+            self.progress = deadline::now();
         }
     }
 }

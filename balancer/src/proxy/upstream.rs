@@ -16,6 +16,7 @@ use http::Method;
 use tokio::net::TcpStream;
 
 use super::buffer::{Buffers, Input, Output};
+use super::deadline;
 use super::http1::{Lines, Malformed, Response};
 use crate::config::Limits;
 use crate::pool::Endpoint;
@@ -78,7 +79,7 @@ impl Upstreams {
         let list = kept.get_mut(&key)?;
         // The one used last: the others get a chance to grow old.
         while let Some(kept) = list.pop() {
-            if kept.since.elapsed() < self.idle && is_at_rest(&kept.stream) {
+            if deadline::now().duration_since(kept.since) < self.idle && is_at_rest(&kept.stream) {
                 return Some(self.link(key, kept.stream, true));
             }
         }
@@ -104,13 +105,13 @@ impl Upstreams {
         let mut kept = self.kept.borrow_mut();
         let list = kept.entry(link.key).or_default();
         if list.len() < self.idle_max {
-            list.push(Kept { stream: link.stream, since: Instant::now() });
+            list.push(Kept { stream: link.stream, since: deadline::now() });
         }
     }
 
     /// Drops connections that have been idle for long, are closed, or lead to endpoints not in `table`.
     pub fn sweep(&self, table: &Table) {
-        let now = Instant::now();
+        let now = deadline::now();
         let keys: HashSet<u64> = table.entries().map(|e| e.endpoint.key).collect();
         self.kept.borrow_mut().retain(|key, kept| {
             let known = keys.contains(key);
