@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::access::Sink;
 use crate::control::state;
 use crate::picker::Strategy;
 
@@ -90,6 +91,10 @@ struct Flags {
     #[arg(long, env = "BALANCER_NAME")]
     name: Option<String>,
 
+    /// One line of JSON for each request, to standard output or the end of a file, which SIGHUP opens again [default: off]
+    #[arg(long, env = "BALANCER_ACCESS_LOG", value_name = "off|stdout|FILE")]
+    access_log: Option<String>,
+
     /// Directory for the last known endpoints, so that a restart without a registry works
     #[arg(long, env = "BALANCER_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -154,6 +159,8 @@ pub struct Config {
     pub probe_statuses: Vec<u16>,
     /// Limits of the data path.
     pub limits: Limits,
+    /// Where finished requests are told of.
+    pub access_log: Option<Sink>,
 }
 
 /// Limits of the data path. None is unlimited: whatever waits, waits for a bounded time.
@@ -252,6 +259,7 @@ struct File {
     tunnel_idle_timeout: Option<Span>,
     drain_grace: Option<Span>,
     max_connections: Option<usize>,
+    access_log: Option<String>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -392,7 +400,17 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
             )?,
             ..defaults
         },
+        access_log: sink(flags.access_log.or(file.access_log))?,
     })
+}
+
+fn sink(text: Option<String>) -> Result<Option<Sink>, Error> {
+    match text.as_deref() {
+        None | Some("off") => Ok(None),
+        Some("stdout") => Ok(Some(Sink::Stdout)),
+        Some("") => Err(Error::Value("accessLog is empty: write off, stdout or a file's path".into())),
+        Some(path) => Ok(Some(Sink::File(path.into()))),
+    }
 }
 
 fn positive(key: &str, value: Duration) -> Result<Duration, Error> {

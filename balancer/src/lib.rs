@@ -13,6 +13,7 @@
 //! `control` and `proxy` never import each other: an immutable [`table::Table`] is swapped in going down, and
 //! [`report::Report`]s go up through a bounded, lossy channel.
 
+pub mod access;
 pub mod admin;
 pub mod config;
 pub mod control;

@@ -61,6 +61,8 @@ pub struct Metrics {
     pub connect_failures: IntCounter,
     /// Reports of workers that found the queue full.
     pub reports_dropped: IntCounter,
+    /// Lines of the access log that could not be written.
+    pub access_log_dropped: IntCounter,
     /// Connections of clients, upgraded ones included.
     pub connections: IntGauge,
     series: Mutex<Series>,
@@ -142,6 +144,11 @@ impl Metrics {
                 r,
                 "balancer_reports_dropped_total",
                 "Reports that found the queue full",
+            ),
+            access_log_dropped: counter(
+                r,
+                "balancer_access_log_dropped_total",
+                "Lines of the access log that could not be written",
             ),
             connections: gauge(r, "balancer_downstream_connections", "Connections of clients"),
             series: Mutex::default(),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::access::Log;
 use crate::admin::Admin;
 use crate::config::{Args, Config, Task};
 use crate::control::probe::Prober;
@@ -28,6 +29,9 @@ use crate::{proxy, report};
 
 /// A configuration that cannot be used, as sysexits(3) has it.
 const EXIT_CONFIG: u8 = 78;
+
+/// For the last lines of the access log, once everything else is done.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Runs the balancer until a signal ends it. Returns 0 after a clean stop, 78 for a configuration that cannot
 /// be used, 1 for anything else.
@@ -106,6 +110,9 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         drain_grace: config.limits.drain_grace,
         draining: AtomicBool::new(false),
     });
+    let log = config.access_log.as_ref().map(|sink| Log::start(sink, metrics.access_log_dropped.clone()));
+    let log = log.transpose().context("cannot open the access log")?;
+    let reopening = log.as_ref().map(reopen_on_hangup).transpose()?;
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let exposition = admin.clone();
     let shared = proxy::Shared {
@@ -115,6 +122,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         reporter,
         metrics,
         exposition: Arc::new(move || exposition.exposition()),
+        access: log.as_ref().map(Log::pens),
     };
     let workers = Workers::new(proxy::spawn(listeners, &shared, &stop, &cut)?);
     let done = CancellationToken::new();
@@ -158,8 +166,24 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     }
     done.cancel();
     let _ = control.await;
+    drop(shared);
+    if let (Some(log), Some(reopening)) = (log, reopening) {
+        reopening.abort();
+        let _ = reopening.await;
+        log.close(LAST_LINES).await;
+    }
     info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// SIGHUP: somebody has moved the access log away.
+fn reopen_on_hangup(log: &Log) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    let (mut hangup, reopen) = (signal(SignalKind::hangup())?, log.reopener());
+    Ok(tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reopen();
+        }
+    }))
 }
 
 /// The signals that end a process politely.

@@ -73,7 +73,7 @@ fn mistakes_are_named_with_their_place() {
     refused(
         "port: 8080\nbanana: 1\n",
         expect![[
-            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections"#
+            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog"#
         ]],
     );
     refused(

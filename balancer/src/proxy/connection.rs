@@ -168,6 +168,9 @@ impl Client {
     async fn refuse(&mut self, why: Malformed) -> After {
         self.worker.metrics.refused.with_label_values(&["malformed"]).inc();
         debug!(peer = self.address, %why, "refused a request");
+        if let Some(sight) = &self.worker.sight {
+            sight.refused(&self.address, why.status().as_u16(), &why.to_string());
+        }
         let text = format!("Bad request: {why}");
         let own = Own { status: why.status(), kind: headers::PLAIN, text: text.as_bytes(), id: None };
         self.answer(&own, true, false, false).await;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use http::{Method, StatusCode};
 use tracing::debug;
 
+use super::account::{Account, End, Sender};
 use super::headers::{self, PLAIN};
 use super::http1::Request;
 use super::meter::Meter;
@@ -65,11 +66,13 @@ pub struct Course {
     session: Session,
     plan: Plan,
     tried: Vec<u64>,
+    /// For whoever looks at requests.
+    account: Option<Box<Account>>,
 }
 
 impl Course {
-    /// Begins with a request's head; ends with it, if the balancer answers by itself.
-    pub fn begin(worker: &Rc<Worker>, request: &Request) -> (Course, Option<Answer>) {
+    /// Begins with the head of a request, `from` whom it is; ends with it, if the balancer answers by itself.
+    pub fn begin(worker: &Rc<Worker>, request: &Request, from: &Sender<'_>) -> (Course, Option<Answer>) {
         let here = worker.here();
         let found = here.table.routes.find();
         let route = found.unwrap_or_default();
@@ -94,7 +97,9 @@ impl Course {
             plan: Plan::new(&request.method, !matches!(session, Session::None)),
             session,
             tried: Vec::new(),
+            account: None,
         };
+        course.account = worker.sight.as_ref().map(|s| s.open(request, from, course.request_id(request)));
         let answer = course.by_itself(request);
         (course, answer)
     }
@@ -145,8 +150,44 @@ impl Course {
             return Err(Answer::plain(StatusCode::SERVICE_UNAVAILABLE, NO_BACKEND));
         };
         self.worker.budget.borrow_mut().pay_in();
-        self.meter.attempt(&endpoint);
+        self.attempt(&endpoint);
         Ok(endpoint)
+    }
+
+    fn attempt(&mut self, endpoint: &Arc<Endpoint>) {
+        self.meter.attempt(endpoint);
+        if let Some(account) = &mut self.account {
+            account.attempt();
+        }
+    }
+
+    /// A connection was made for the attempt that goes on.
+    pub fn connected(&mut self) {
+        if let Some(account) = &mut self.account {
+            account.connected();
+        }
+    }
+
+    /// The client gets this status.
+    pub fn answered(&mut self, status: StatusCode) {
+        self.meter.answered(status);
+        if let Some(account) = &mut self.account {
+            account.answered();
+        }
+    }
+
+    /// So many bytes of the request's body and of the response's have passed.
+    pub fn carried(&mut self, up: u64, down: u64) {
+        if let Some(account) = &mut self.account {
+            account.carried((up, down));
+        }
+    }
+
+    /// Why the request does not end as it should.
+    pub fn because(&mut self, reason: &'static str) {
+        if let Some(account) = &mut self.account {
+            account.because(reason);
+        }
     }
 
     /// Whom next, after an attempt at `endpoint` failed by `fault`, because it did `what` (to follow "backend ID"),
@@ -158,7 +199,11 @@ impl Course {
         what: &str,
         left: retry::Upload,
     ) -> Result<Arc<Endpoint>, Answer> {
+        if let Some(account) = &mut self.account {
+            account.failed(&endpoint.id, what);
+        }
         let Some(next) = self.after(fault, left, endpoint) else {
+            self.because(fault.reason());
             let (status, text) = match fault {
                 Fault::Timeout => (StatusCode::GATEWAY_TIMEOUT, "Gateway timeout"),
                 _ => (StatusCode::BAD_GATEWAY, "Bad gateway"),
@@ -166,7 +211,7 @@ impl Course {
             return Err(Answer::plain(status, format!("{text}: backend {} {what}", endpoint.id)));
         };
         debug!(upstream = %endpoint.id, next = %next.id, what, "trying again");
-        self.meter.attempt(&next);
+        self.attempt(&next);
         Ok(next)
     }
 
@@ -215,8 +260,9 @@ impl Course {
     }
 
     /// Counts that the balancer refuses the request, for `reason`.
-    pub fn refuse(&self, reason: &str) {
+    pub fn refuse(&mut self, reason: &'static str) {
         self.worker.metrics.refused.with_label_values(&[reason]).inc();
+        self.because(reason);
     }
 
     fn pick(&self) -> Option<Arc<Endpoint>> {
@@ -245,5 +291,18 @@ impl Course {
             true => latest,
             false => self.here.clone(),
         }
+    }
+}
+
+impl Drop for Course {
+    fn drop(&mut self) {
+        let (Some(account), Some(sight)) = (self.account.take(), &self.worker.sight) else { return };
+        let end = End {
+            status: self.meter.status(),
+            route: &self.route().name,
+            endpoint: self.meter.endpoint().map(|endpoint| &*endpoint.id),
+            revision: self.here.table.revision,
+        };
+        sight.close(account, &end);
     }
 }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
 
+use super::account::Sender;
 use super::connection::{After, Client};
 use super::course::{Answer, Course};
 use super::deadline;
@@ -29,7 +30,8 @@ const INTERIM_MAX: u32 = 16;
 /// Serves `request`, which `client` has sent the head of.
 pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Request) -> After {
     let mut response = worker.responses.take();
-    let (course, answer) = Course::begin(worker, request);
+    let protocol = if request.is_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
+    let (course, answer) = Course::begin(worker, request, &Sender { address: &client.address, protocol });
     let upload = Upload::new();
     let mut exchange = Exchange { worker, client, request, response: &mut response, course, upload };
     let after = match answer {
@@ -96,7 +98,10 @@ impl Exchange<'_> {
             Some(link) => link,
             None => {
                 let connected = self.worker.upstreams.connect(endpoint).await;
-                connected.map_err(|e| Failed::Fault(Fault::Connect, self.course.cannot_connect(&e)))?
+                let link =
+                    connected.map_err(|e| Failed::Fault(Fault::Connect, self.course.cannot_connect(&e)))?;
+                self.course.connected();
+                link
             }
         };
         self.upload.restart();
@@ -227,8 +232,12 @@ impl Exchange<'_> {
     /// Answers a client that failed to send its body, if it is still there.
     async fn blame_client(&mut self) -> After {
         match self.upload.failed {
-            None | Some(UploadFailure::Left) => After::Cut,
+            None | Some(UploadFailure::Left) => {
+                self.course.because("client_left");
+                After::Cut
+            }
             Some(UploadFailure::Silent) => {
+                self.course.because("client_silent");
                 let text = "The request's body stopped coming";
                 self.own(Answer::plain(StatusCode::REQUEST_TIMEOUT, text)).await
             }
@@ -244,7 +253,7 @@ impl Exchange<'_> {
         if self.response.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(endpoint, link).await;
         }
-        self.course.meter.answered(self.response.status);
+        self.course.answered(self.response.status);
         self.upload.answered();
         let from = self.response.framing.unwrap_or(Framing::UntilClose);
         let framing = match (from, self.request.is_1_1) {
@@ -261,7 +270,8 @@ impl Exchange<'_> {
         let mut download = Download::new(from, framing == Framing::Chunked);
         let mut takes = true;
         let ended = poll_fn(|cx| self.poll_answer(cx, &mut link, &mut download, &mut takes)).await;
-        if ended.is_err() {
+        if let Err(why) = ended {
+            self.course.because(why);
             return After::Cut;
         }
         let in_step = self.upload.over && link.input.is_empty() && link.output.is_empty();
@@ -285,34 +295,36 @@ impl Exchange<'_> {
         headers::to_downstream(self.response, &to, &mut head);
     }
 
-    /// Sends the response on, and what is left of the request.
+    /// Sends the response on, and what is left of the request. Fails with why it cannot.
     fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
         link: &mut Link,
         download: &mut Download,
         takes: &mut bool,
-    ) -> Poll<Result<(), ()>> {
+    ) -> Poll<Result<(), &'static str>> {
         let head = self.worker.head.borrow();
-        match download.poll(cx, self.client, link, &head) {
+        let downloaded = download.poll(cx, self.client, link, &head);
+        self.course.carried(self.upload.carried, download.carried);
+        match downloaded {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-            Poll::Ready(Err(Broken::Client)) => return Poll::Ready(Err(())),
+            Poll::Ready(Err(Broken::Client)) => return Poll::Ready(Err("client_left")),
             Poll::Ready(Err(Broken::Endpoint)) => {
                 self.course.meter.blame(Failure::Broke);
-                return Poll::Ready(Err(()));
+                return Poll::Ready(Err("upstream_broke"));
             }
             Poll::Pending => {}
         }
         if *takes && self.upload.goes_on(link) {
             match self.upload.poll(cx, self.client, self.request, link, &[]) {
-                Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(())),
+                Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err("client_left")),
                 Poll::Ready(Err(Stopped::Endpoint | Stopped::Unsent)) => *takes = false,
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
         drop(head);
         if self.poll_leaves(cx).is_ready() {
-            return Poll::Ready(Err(()));
+            return Poll::Ready(Err("client_left"));
         }
         let limits = self.course.limits();
         let may_rest = headers::is_events(&self.response.fields);
@@ -328,8 +340,9 @@ impl Exchange<'_> {
         ready!(self.client.deadline.poll(cx, at));
         if let Some(failure) = whose.filter(|_| !may_rest) {
             self.course.meter.blame(failure);
+            return Poll::Ready(Err("upstream_silent"));
         }
-        Poll::Ready(Err(()))
+        Poll::Ready(Err("idle"))
     }
 
     /// Both sides switch protocols and are joined; the request is in flight until they part.
@@ -339,7 +352,7 @@ impl Exchange<'_> {
             self.course.meter.blame(Failure::Broke);
             return self.own(Answer::plain(StatusCode::BAD_GATEWAY, text)).await;
         };
-        self.course.meter.answered(self.response.status);
+        self.course.answered(self.response.status);
         self.write_response(Framing::Empty, true, Some(protocol));
         let mut download = Download::new(Framing::Empty, false);
         let mut early = (link.input.bytes().to_vec(), self.client.input.bytes().to_vec());
@@ -365,7 +378,8 @@ impl Exchange<'_> {
 
     /// An answer of the balancer's own.
     async fn own(&mut self, Answer { status, kind, text }: Answer) -> After {
-        self.course.meter.answered(status);
+        self.course.answered(status);
+        self.course.carried(self.upload.carried, text.len() as u64);
         let is_bodiless = matches!(self.request.framing, Framing::Empty | Framing::Length(0));
         let is_read = self.upload.over || is_bodiless;
         let keep_alive = self.request.keep_alive && is_read && self.worker.stopping().is_none();

@@ -62,6 +62,16 @@ impl Meter {
         }
     }
 
+    /// What the client got.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Who was asked last.
+    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.attempt.as_ref().map(|(in_flight, _)| in_flight.endpoint())
+    }
+
     /// The client gets this status.
     pub fn answered(&mut self, status: http::StatusCode) {
         self.status = status.as_u16();

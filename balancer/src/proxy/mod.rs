@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio_util::sync::CancellationToken;
 
+mod account;
 mod buffer;
 mod connection;
 mod course;

@@ -105,6 +105,8 @@ pub struct Upload {
     pub waiting: bool,
     /// When something last moved.
     pub progress: Instant,
+    /// Bytes of the body that have been sent on.
+    pub carried: u64,
     head_sent: bool,
     touched: bool,
     invited: bool,
@@ -118,6 +120,7 @@ impl Upload {
             failed: None,
             waiting: false,
             progress: deadline::now(),
+            carried: 0,
             head_sent: false,
             touched: false,
             invited: false,
@@ -210,6 +213,7 @@ impl Upload {
             client.input.consume(consumed);
             self.head_sent = true;
             self.touched |= consumed > 0;
+            self.carried += pieces.len() as u64;
             self.over = is_done;
             self.progress = deadline::now();
         }
@@ -256,6 +260,8 @@ pub struct Download {
     pub waiting: bool,
     /// When something last moved.
     pub progress: Instant,
+    /// Bytes of the body that have been sent on.
+    pub carried: u64,
     body: Body,
     is_chunked: bool,
     head_sent: bool,
@@ -268,6 +274,7 @@ impl Download {
         Download {
             waiting: false,
             progress: deadline::now(),
+            carried: 0,
             body: Body::new(from),
             is_chunked,
             head_sent: false,
@@ -336,6 +343,7 @@ impl Download {
             }
             link.input.consume(consumed);
             self.head_sent = true;
+            self.carried += pieces.len() as u64;
             self.ended = is_end;
             self.progress = deadline::now();
         }

@@ -18,12 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::account::Sight;
 use super::buffer::Buffers;
 use super::connection;
 use super::deadline::Deadlines;
 use super::http1::{Request, Response};
 use super::retry::Budget;
 use super::upstream::Upstreams;
+use crate::access::Pens;
 use crate::config::Limits;
 use crate::metrics::{Metrics, RequestSeries};
 use crate::report::Reporter;
@@ -56,6 +58,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// What `/metrics` answers.
     pub exposition: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Where finished requests are told of.
+    pub access: Option<Pens>,
 }
 
 /// Endpoint, method, status.
@@ -80,6 +84,8 @@ pub struct Worker {
     pub metrics: Arc<Metrics>,
     /// What `/metrics` answers.
     pub exposition: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Who looks at requests.
+    pub sight: Option<Sight>,
     /// Connections to endpoints.
     pub upstreams: Upstreams,
     /// For what is being read.
@@ -122,6 +128,7 @@ impl Worker {
             reporter: shared.reporter.clone(),
             metrics: shared.metrics.clone(),
             exposition: shared.exposition.clone(),
+            sight: shared.access.as_ref().map(|pens| Sight::new(pens.pen())),
             tasks: TaskTracker::new(),
             series: RefCell::default(),
         }
@@ -220,6 +227,12 @@ pub fn run(
         let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
         let deadlines = worker.deadlines.clone();
         let clock = tokio::task::spawn_local(async move { deadlines.run().await });
+        let watching = worker.clone();
+        let watcher = tokio::task::spawn_local(async move {
+            if let Some(sight) = &watching.sight {
+                sight.flush().await;
+            }
+        });
         serve(&worker, listener, connections_max, &stop).await;
         worker.stopping.set(Some(Instant::now()));
         worker.deadlines.wake_all();
@@ -229,6 +242,7 @@ pub fn run(
             () = cut.cancelled() => warn!(tasks = worker.tasks.len(), "cut off what was still in flight"),
         }
         sweeper.abort();
+        watcher.abort();
         clock.abort();
         worker.upstreams.clear();
         Ok(())

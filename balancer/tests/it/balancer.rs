@@ -23,6 +23,7 @@ pub struct Balancer {
     pub admin: SocketAddr,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    output: Arc<Mutex<Vec<String>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -48,14 +49,12 @@ impl Balancer {
             .args(defaults)
             .args(["--admin", "127.0.0.1:0"])
             .args(args)
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the balancer starts");
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let (lines, stderr) = (log.clone(), child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|l| lines.lock().unwrap().push(l));
-        });
+        let (log, output) =
+            (collected(child.stderr.take().unwrap()), collected(child.stdout.take().unwrap()));
         let mut addresses = None;
         eventually("it listens", async || {
             addresses =
@@ -64,7 +63,7 @@ impl Balancer {
         })
         .await;
         let (http, admin) = addresses.unwrap();
-        Balancer { http, admin, child, log, _dir: dir }
+        Balancer { http, admin, child, log, output, _dir: dir }
     }
 
     pub async fn ready(&self) -> bool {
@@ -129,6 +128,11 @@ impl Balancer {
         status.unwrap()
     }
 
+    /// The lines on its standard output.
+    pub fn output(&self) -> Vec<String> {
+        self.output.lock().unwrap().clone()
+    }
+
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
@@ -144,6 +148,16 @@ impl Drop for Balancer {
         }
         assert!(std::thread::panicking() || !log.contains("panicked"), "the balancer panicked:\n{log}");
     }
+}
+
+/// The lines that come, as they come.
+fn collected(source: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let all = lines.clone();
+    std::thread::spawn(move || {
+        BufReader::new(source).lines().map_while(Result::ok).for_each(|l| lines.lock().unwrap().push(l));
+    });
+    all
 }
 
 /// The program, in `dir`, without anything of our environment that it would read.

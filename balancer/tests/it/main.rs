@@ -13,5 +13,6 @@ mod operation;
 mod protocol;
 mod registry;
 mod routing;
+mod seeing;
 mod strict;
 mod syscalls;
