@@ -12,9 +12,10 @@ use serde::Deserialize;
 
 use crate::access::Sink;
 use crate::control::state;
-use crate::picker::Strategy;
+use crate::picker::{self, Strategy};
 
 pub mod duration;
+mod picking;
 
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,14 @@ struct Flags {
     #[arg(long, env = "BALANCER_ACCESS_LOG", value_name = "off|stdout|FILE")]
     access_log: Option<String>,
 
+    /// Zone of this balancer, whose endpoints are preferred
+    #[arg(long, env = "BALANCER_ZONE")]
+    zone: Option<String>,
+
+    /// Signs the cookies of sticky sessions; the same for all balancers. Better given as a variable: others see flags
+    #[arg(long, env = "BALANCER_STICKY_SECRET", value_name = "SECRET", hide_env_values = true)]
+    sticky_secret: Option<String>,
+
     /// Directory for the last known endpoints, so that a restart without a registry works
     #[arg(long, env = "BALANCER_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -146,7 +155,7 @@ pub struct Config {
     /// Registry nodes, as full URLs.
     pub registry: Vec<String>,
     /// How endpoints are picked.
-    pub strategy: Strategy,
+    pub picking: picker::Settings,
     /// Worker threads.
     pub workers: usize,
     /// Where the last known endpoints are kept.
@@ -190,6 +199,8 @@ pub struct Limits {
     pub buffer_bytes_max: usize,
     /// How long requests in flight have when the balancer stops.
     pub drain_grace: Duration,
+    /// Whether a response of 502, 503 or 504 counts as a failure of its endpoint.
+    pub gateway_failures: bool,
 }
 
 impl Default for Limits {
@@ -206,6 +217,7 @@ impl Default for Limits {
             connections_max: 16_384,
             buffer_bytes_max: 64 * 1024,
             drain_grace: Duration::from_secs(10),
+            gateway_failures: false,
         }
     }
 }
@@ -260,6 +272,15 @@ struct File {
     drain_grace: Option<Span>,
     max_connections: Option<usize>,
     access_log: Option<String>,
+    hash_on: Option<picking::HashKey>,
+    hash_balance_factor: Option<u32>,
+    sticky_secret: Option<OneOrMany>,
+    zone: Option<String>,
+    zone_healthy_min: Option<u32>,
+    slow_start: Option<Span>,
+    outlier_detection: Option<picking::OutlierFile>,
+    max_requests_per_endpoint: Option<u32>,
+    queue: Option<picking::QueueFile>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -355,6 +376,9 @@ fn edits(a: &str, b: &str) -> usize {
 }
 
 fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
+    let picking = picking::settings(&flags, &file)?;
+    let (rules, outlier) = (picking::rules(&flags, &file)?, picking::outliers(&file)?);
+    let gateway_failures = picking::counts_gateway_errors(&file);
     let host = flags.host.or(file.host).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let port = flags.port.or(file.port).unwrap_or(8080);
     let admin = flags.admin.or(file.admin);
@@ -372,7 +396,7 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
         listen: SocketAddr::new(host, port),
         admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8060))),
         registry: registry_urls(&urls)?,
-        strategy: flags.strategy.or(file.strategy).unwrap_or(Strategy::RoundRobin),
+        picking,
         workers: within("workers", flags.workers.or(file.workers).unwrap_or(cores.max(2)), 1, 1024)?,
         state_dir: flags.state_dir.or(file.state_dir),
         probe_timeout: span("healthCheckTimeout", file.health_check_timeout, Duration::from_secs(2))?,
@@ -382,6 +406,9 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
             health_path: health_path(file.backend_health_path.unwrap_or(health.health_path.clone()))?,
             rise: within("healthCheckRise", file.health_check_rise.unwrap_or(health.rise), 1, 100)?,
             fall: within("healthCheckFall", file.health_check_fall.unwrap_or(health.fall), 1, 100)?,
+            slow_start: file.slow_start.map_or(health.slow_start, |s| s.0),
+            outlier,
+            rules,
             ..health
         },
         limits: Limits {
@@ -391,6 +418,7 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
             response_timeout: span("responseTimeout", file.response_timeout, defaults.response_timeout)?,
             body_idle: span("bodyIdleTimeout", file.body_idle_timeout, defaults.body_idle)?,
             tunnel_idle: span("tunnelIdleTimeout", file.tunnel_idle_timeout, defaults.tunnel_idle)?,
+            gateway_failures,
             drain_grace: file.drain_grace.map_or(defaults.drain_grace, |s| s.0),
             connections_max: within(
                 "maxConnections",
@@ -468,7 +496,7 @@ impl fmt::Display for Config {
         let span = |d: Duration| humantime::format_duration(d);
         writeln!(f, "listen    http://{}   admin http://{}", self.listen, self.admin)?;
         writeln!(f, "registry  {}", self.registry.join(", "))?;
-        writeln!(f, "strategy  {}   workers {}", self.strategy.name(), self.workers)?;
+        writeln!(f, "strategy  {}   workers {}", self.picking.strategy.name(), self.workers)?;
         writeln!(
             f,
             "probes    every {}, time-out {}, path {}, healthy on {:?}, rise {}, fall {}",

@@ -32,7 +32,7 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OP
 pub const RETRY_REASONS: [&str; 4] = ["connect", "unsent", "stale", "broke"];
 
 /// Why a request was refused without asking an endpoint.
-pub const REFUSAL_REASONS: [&str; 3] = ["malformed", "method", "no_endpoint"];
+pub const REFUSAL_REASONS: [&str; 5] = ["malformed", "method", "no_endpoint", "full", "waited"];
 
 const REQUEST_LABELS: [&str; 5] = ["path", "method", "status", "backend_id", "strategy"];
 const BACKEND_LABELS: [&str; 2] = ["backend_host", "backend_id"];
@@ -63,6 +63,8 @@ pub struct Metrics {
     pub reports_dropped: IntCounter,
     /// Lines of the access log that could not be written.
     pub access_log_dropped: IntCounter,
+    /// Requests that wait for a slot at an endpoint.
+    pub waiting: IntGauge,
     /// Connections of clients, upgraded ones included.
     pub connections: IntGauge,
     series: Mutex<Series>,
@@ -150,6 +152,7 @@ impl Metrics {
                 "balancer_access_log_dropped_total",
                 "Lines of the access log that could not be written",
             ),
+            waiting: gauge(r, "balancer_requests_waiting", "Requests that wait for a slot at a backend"),
             connections: gauge(r, "balancer_downstream_connections", "Connections of clients"),
             series: Mutex::default(),
             strategy,

@@ -21,6 +21,8 @@ pub enum Failure {
     Broke,
     /// It took the request and did not answer in time.
     Silent,
+    /// It answered that it, or what stands behind it, cannot serve: 502, 503 or 504. Only told of where that counts.
+    Gateway,
     /// A connection kept from an earlier request was reset: not held against it, but a reason to look.
     Reset,
 }

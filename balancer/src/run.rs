@@ -23,6 +23,7 @@ use crate::control::probe::Prober;
 use crate::control::store::Store;
 use crate::control::{Control, Parts};
 use crate::metrics::Metrics;
+use crate::pool::Gate;
 use crate::route::Routes;
 use crate::table::Table;
 use crate::{proxy, report};
@@ -78,8 +79,8 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot listen on {} for admin", config.admin))?;
     let admin_address = admin_listener.local_addr()?;
 
-    let metrics = Arc::new(Metrics::new(config.strategy));
-    let routes = Arc::new(Routes::to_all(config.strategy));
+    let metrics = Arc::new(Metrics::new(config.picking.strategy));
+    let routes = Arc::new(Routes::to_all(config.picking.clone()));
     let table = Arc::new(ArcSwap::from_pointee(Table::empty(routes.clone())));
     let (_routes, routes) = tokio::sync::watch::channel(routes);
     let (reporter, reports) = report::channel(metrics.reports_dropped.clone());
@@ -88,6 +89,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         .metrics(metrics.registry())
         .build()
         .context("cannot use the registry's URLs")?;
+    let gate = Arc::new(Gate::default());
     let store = config.state_dir.as_ref().map(|dir| Store::open(dir, &config.name)).transpose();
     let control = Control::new(Parts {
         policy: config.health.clone(),
@@ -97,11 +99,12 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         store: store.context("cannot use the state directory")?,
         table: table.clone(),
         routes,
+        gate: gate.clone(),
         metrics: metrics.clone(),
     });
     let admin = Arc::new(Admin {
         name: config.name.clone(),
-        strategy: config.strategy,
+        strategy: config.picking.strategy,
         table: table.clone(),
         catalog: control.catalog(),
         metrics: metrics.clone(),
@@ -118,6 +121,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let shared = proxy::Shared {
         table,
         turn: Arc::new(AtomicUsize::new(0)),
+        gate,
         limits: config.limits.clone(),
         reporter,
         metrics,
@@ -132,7 +136,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         name = config.name,
         http = %format_args!("http://{address}"),
         admin = %format_args!("http://{admin_address}"),
-        strategy = config.strategy.name(),
+        strategy = config.picking.strategy.name(),
         workers = config.workers,
         registry = config.registry.join(","),
         "listening"

@@ -1,14 +1,15 @@
 //! What the admin API's answers are made of. Shapes are API: `openapi.json` describes them, a test compares.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus::IntCounterVec;
 use serde::Serialize;
 
 use super::Admin;
 use crate::metrics::{Metrics, REFUSAL_REASONS, RETRY_REASONS, Traffic};
-use crate::pool::{Entry, Standing};
+use crate::pool::{Entry, RAMP_FULL, Standing};
 use crate::table::Table;
 
 /// Endpoints in one overview. A page is asked for every second; whoever wants all of more asks `/v1/endpoints`.
@@ -41,12 +42,16 @@ struct Endpoint {
     service: Arc<str>,
     address: Arc<str>,
     base_path: String,
+    zone: Arc<str>,
     state: &'static str,
     why: String,
     in_rotation: bool,
     weight: u32,
+    weight_in_effect: f64,
+    share: f64,
     in_flight: u32,
     served: u64,
+    latency_ms: Option<f32>,
 }
 
 /// Everything that the page shows.
@@ -146,7 +151,7 @@ impl Registry {
 }
 
 impl Endpoint {
-    fn of(entry: &Entry, in_rotation: bool) -> Endpoint {
+    fn of(entry: &Entry, share: Option<f64>, now: Instant) -> Endpoint {
         let endpoint = &entry.endpoint;
         Endpoint {
             id: endpoint.id.clone(),
@@ -155,20 +160,27 @@ impl Endpoint {
             base_path: endpoint.address.base_path.clone(),
             state: entry.standing.name(),
             why: entry.why.clone(),
-            in_rotation,
+            zone: entry.zone.clone(),
+            in_rotation: share.is_some(),
             weight: entry.weight,
+            weight_in_effect: f64::from(entry.weight) * f64::from(entry.ramp) / f64::from(RAMP_FULL),
+            share: share.unwrap_or(0.0),
             in_flight: endpoint.in_flight(),
             served: endpoint.served(),
+            latency_ms: endpoint.latency(now).map(|micros| micros / 1000.0),
         }
     }
 }
 
 /// Every endpoint, by id. In rotation is who is in that of any pool that a route uses.
 fn endpoints(table: &Table) -> Vec<Endpoint> {
-    let rotation: HashSet<u64> =
-        table.pools.iter().flat_map(|pool| pool.rotation()).map(|e| e.endpoint.key).collect();
-    let mut all: Vec<Endpoint> =
-        table.entries().map(|e| Endpoint::of(e, rotation.contains(&e.endpoint.key))).collect();
+    let mut shares: HashMap<u64, f64> = HashMap::new();
+    for (entry, share) in table.pools.iter().flat_map(|pool| pool.shares()) {
+        let greatest = shares.entry(entry.endpoint.key).or_default();
+        *greatest = greatest.max(share);
+    }
+    let (share, now) = (|e: &Entry| shares.get(&e.endpoint.key).copied(), Instant::now());
+    let mut all: Vec<Endpoint> = table.entries().map(|e| Endpoint::of(e, share(e), now)).collect();
     all.sort_by(|a, b| a.id.cmp(&b.id));
     all
 }

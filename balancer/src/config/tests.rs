@@ -25,7 +25,7 @@ healthCheckTimeout: 300ms
     )
     .expect("it is good");
     assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
-    assert_eq!(config.strategy, Strategy::LeastConnections);
+    assert_eq!(config.picking.strategy, Strategy::LeastConnections);
     assert_eq!(config.registry, ["http://localhost:8081"]);
     assert_eq!(config.health.interval, Duration::from_secs(90));
     assert_eq!(config.health.health_path, "/actuator/health");
@@ -36,7 +36,7 @@ healthCheckTimeout: 300ms
 fn nothing_at_all_is_a_configuration() {
     for text in ["", "\n# only a comment\n", "port: 8080"] {
         let config = resolved(text).expect("it is good");
-        assert_eq!((config.listen.port(), config.strategy), (8080, Strategy::RoundRobin));
+        assert_eq!((config.listen.port(), config.picking.strategy), (8080, Strategy::RoundRobin));
         assert_eq!(config.probe_statuses, [200]);
         assert!(config.workers >= 2);
     }
@@ -60,7 +60,7 @@ fn flags_override_the_file() {
     let file = parse("f", "port: 1\nstrategy: sticky_sessions\nname: file").expect("it is good");
     let flags = Flags { port: Some(2), registry: Some(vec!["x:1".into()]), ..Flags::default() };
     let config = resolve(flags, file).expect("it is good");
-    assert_eq!((config.listen.port(), config.strategy), (2, Strategy::StickySessions));
+    assert_eq!((config.listen.port(), config.picking.strategy), (2, Strategy::StickySessions));
     assert_eq!((config.name.as_str(), config.registry[0].as_str()), ("file", "http://x:1"));
 }
 
@@ -73,7 +73,7 @@ fn mistakes_are_named_with_their_place() {
     refused(
         "port: 8080\nbanana: 1\n",
         expect![[
-            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog"#
+            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue"#
         ]],
     );
     refused(
@@ -97,6 +97,74 @@ fn mistakes_are_named_with_their_place() {
     refused("serviceRegistryURL: []\n", expect!["serviceRegistryURL names no registry"]);
     refused("healthyStatuses: [700]\n", expect!["healthyStatuses must be from 100 to 599, not 700"]);
     refused("port: [\n", expect!["config.yaml:1:7: expected string scalar"]);
+}
+
+#[test]
+fn who_gets_a_request_can_be_told() {
+    let config = resolved(
+        "
+strategy: consistent_hash
+hashOn: header:X-Cart
+hashBalanceFactor: 125
+stickySecret: [\"0123456789abcdef\", \"fedcba9876543210\"]
+zone: a
+zoneHealthyMin: 50
+slowStart: 30s
+maxRequestsPerEndpoint: 8
+queue: {size: 20, timeout: 300ms}
+outlierDetection:
+  window: 30s
+  failures: 0
+  failureShare: 20
+  consecutiveFailures: 7
+  gatewayErrors: true
+  baseEjection: 10s
+  maxEjection: 5m
+  maxEjected: 30
+  panicThreshold: 40
+",
+    )
+    .expect("it is good");
+    let picking = &config.picking;
+    assert_eq!(picking.hash_on, picker::HashOn::Header("x-cart".into()));
+    assert_eq!((picking.balance_percent, picking.requests_max, picking.queue.size), (125, 8, 20));
+    assert!(picking.signer.is_some() && config.limits.gateway_failures);
+    let (health, outlier) = (&config.health, &config.health.outlier);
+    assert_eq!((health.slow_start, outlier.window), (Duration::from_secs(30), Duration::from_secs(30)));
+    assert_eq!((outlier.failures_min, outlier.in_a_row_max), (None, Some(7)));
+    assert_eq!((outlier.base, outlier.max), (Duration::from_secs(10), Duration::from_secs(300)));
+    assert_eq!((outlier.ejected_max_percent, health.rules.panic_percent), (30, 40));
+    assert_eq!(health.rules.zones.as_ref().map(|z| (&*z.own, z.fit_min_percent)), Some(("a", 50)));
+}
+
+#[test]
+fn what_cannot_be_about_picking_is_refused() {
+    refused(
+        "hashOn: x-cart\n",
+        expect![[r#"config.yaml:1:9: hashOn is clientIp, header:NAME or cookie:NAME, not "x-cart""#]],
+    );
+    refused(
+        "hashBalanceFactor: 80\n",
+        expect!["hashBalanceFactor, unless it is 0, must be from 101 to 1000, not 80"],
+    );
+    refused(
+        "stickySecret: short\n",
+        expect!["stickySecret: a secret has at least 16 bytes, not 5; try: openssl rand -hex 32"],
+    );
+    refused(
+        "queue: {size: 5}\n",
+        expect!["queue needs maxRequestsPerEndpoint: without a limit nothing ever waits"],
+    );
+    refused(
+        "outlierDetection: {panic: 5}\n",
+        expect![[
+            r#"config.yaml:1:20: unknown key "panic"; known are enabled, window, failures, failureShare, consecutiveFailures, gatewayErrors, baseEjection, maxEjection, maxEjected, panicThreshold"#
+        ]],
+    );
+    refused(
+        "outlierDetection: {window: 90s}\n",
+        expect!["outlierDetection.window must be whole seconds from 1s to 60s"],
+    );
 }
 
 #[test]

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::Metrics;
-use crate::pool::Standing;
+use crate::pool::{Gate, Standing};
 use crate::report::Report;
 use crate::route::Routes;
 use crate::table::Table;
@@ -79,6 +79,7 @@ pub struct Control {
     routes: watch::Receiver<Arc<Routes>>,
     metrics: Arc<Metrics>,
     rng: fastrand::Rng,
+    gate: Arc<Gate>,
 }
 
 /// What a control side is made of.
@@ -97,6 +98,8 @@ pub struct Parts {
     pub table: Arc<ArcSwap<Table>>,
     /// The routes in force, and those that replace them.
     pub routes: watch::Receiver<Arc<Routes>>,
+    /// Where requests wait for a slot.
+    pub gate: Arc<Gate>,
     /// Counts.
     pub metrics: Arc<Metrics>,
 }
@@ -116,7 +119,8 @@ impl Control {
         let catalog =
             Catalog { heard: Arc::default(), restored: Arc::default(), status: parts.watch.status() };
         let mut control = Control {
-            state: State::new(parts.policy),
+            state: State::new(parts.policy).behind(parts.gate.clone()),
+            gate: parts.gate,
             watch: parts.watch,
             catalog,
             reports: parts.reports,
@@ -212,6 +216,7 @@ impl Control {
             // In this order: a worker that sees a new endpoint finds its series.
             self.metrics.follow(&table);
             self.table.store(Arc::new(table));
+            self.gate.changed();
         }
         for order in self.state.due(Instant::now()) {
             let prober = self.prober.clone();

@@ -6,16 +6,17 @@
 
 use std::time::{Duration, Instant};
 
-/// The window's length in buckets of one second.
-const WINDOW: usize = 10;
-
 /// When an endpoint is ejected, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Fewest failures within the window.
-    pub failures_min: u32,
+    /// The window's length, in whole seconds.
+    pub window: Duration,
+    /// Fewest failures within the window; `None` to eject nobody for them.
+    pub failures_min: Option<u32>,
     /// Least share of failures among the window's requests, in percent.
     pub share_min_percent: u32,
+    /// As many failures without an answer between them eject, whatever their share; `None` for never.
+    pub in_a_row_max: Option<u32>,
     /// The first ejection; each further one is longer by as much.
     pub base: Duration,
     /// The longest ejection. After as long without an ejection the next one is a first one again.
@@ -27,8 +28,10 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Policy {
         Policy {
-            failures_min: 5,
+            window: Duration::from_secs(10),
+            failures_min: Some(5),
             share_min_percent: 1,
+            in_a_row_max: None,
             base: Duration::from_secs(5),
             max: Duration::from_secs(60),
             ejected_max_percent: 50,
@@ -55,9 +58,10 @@ struct Bucket {
 pub struct Outlier {
     /// Buckets count seconds from here.
     epoch: Instant,
-    /// The second that `buckets[second % WINDOW]` is for; those of the `WINDOW - 1` seconds before are live.
+    /// The second that `buckets[second % buckets.len()]` is for; those of the seconds before are live.
     second: u64,
-    buckets: [Bucket; WINDOW],
+    /// One for each second of the window.
+    buckets: Box<[Bucket]>,
     ejections: u32,
     ejected_until: Option<Instant>,
     last_ejected: Option<Instant>,
@@ -65,11 +69,12 @@ pub struct Outlier {
 
 impl Outlier {
     /// A clean record that begins `now`.
-    pub fn new(now: Instant) -> Outlier {
+    pub fn new(policy: &Policy, now: Instant) -> Outlier {
+        let buckets = vec![Bucket::default(); policy.window.as_secs().max(1) as usize];
         Outlier {
             epoch: now,
             second: 0,
-            buckets: [Bucket::default(); WINDOW],
+            buckets: buckets.into(),
             ejections: 0,
             ejected_until: None,
             last_ejected: None,
@@ -97,7 +102,7 @@ impl Outlier {
     pub fn deserves_ejection(&self, policy: &Policy) -> bool {
         let failures = self.failures();
         let requests: u64 = self.buckets.iter().map(|b| b.requests).sum();
-        failures >= policy.failures_min
+        policy.failures_min.is_some_and(|min| failures >= min)
             && u64::from(failures) * 100 >= requests * u64::from(policy.share_min_percent)
     }
 
@@ -106,7 +111,7 @@ impl Outlier {
         let forgiven = self.last_ejected.is_some_and(|t| now.saturating_duration_since(t) > policy.max * 2);
         self.ejections = if forgiven { 1 } else { self.ejections.saturating_add(1) };
         let until = now + (policy.base * self.ejections.min(1000)).min(policy.max);
-        self.buckets = [Bucket::default(); WINDOW];
+        self.buckets.fill(Bucket::default());
         self.last_ejected = Some(now);
         self.ejected_until = Some(until);
         until
@@ -127,13 +132,15 @@ impl Outlier {
     }
 
     fn bucket(&mut self) -> &mut Bucket {
-        &mut self.buckets[(self.second % WINDOW as u64) as usize]
+        let n = self.buckets.len() as u64;
+        &mut self.buckets[(self.second % n) as usize]
     }
 
     fn advance(&mut self, now: Instant) {
         let second = now.saturating_duration_since(self.epoch).as_secs();
-        for stale in (self.second + 1..=second).rev().take(WINDOW) {
-            self.buckets[(stale % WINDOW as u64) as usize] = Bucket::default();
+        let n = self.buckets.len();
+        for stale in (self.second + 1..=second).rev().take(n) {
+            self.buckets[(stale % n as u64) as usize] = Bucket::default();
         }
         self.second = self.second.max(second);
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::outlier::{self, Outlier};
 use crate::picker::Strategy;
-use crate::pool::{Address, Endpoint, Entry, Pool, Standing};
+use crate::pool::{Address, Endpoint, Entry, Gate, Pool, RAMP_FULL, Rules, Standing};
 use crate::report::{Failure, Report};
 use crate::route::Routes;
 use crate::table::Table;
@@ -115,6 +115,10 @@ pub struct Policy {
     pub hold: Duration,
     /// Passive ejection.
     pub outlier: outlier::Policy,
+    /// An endpoint that has become up takes its whole share only after so long; zero for at once.
+    pub slow_start: Duration,
+    /// Who is in rotation, beyond how endpoints stand.
+    pub rules: Rules,
 }
 
 impl Default for Policy {
@@ -128,6 +132,8 @@ impl Default for Policy {
             connect_failures_max: 3,
             hold: Duration::from_secs(30),
             outlier: outlier::Policy::default(),
+            slow_start: Duration::ZERO,
+            rules: Rules::default(),
         }
     }
 }
@@ -186,6 +192,7 @@ enum Verdict {
 struct Member {
     record: Record,
     endpoint: Arc<Endpoint>,
+    zone: Arc<str>,
     /// Why the record cannot be used; such a member is never probed.
     unusable: Option<String>,
     verdict: Verdict,
@@ -198,6 +205,12 @@ struct Member {
     connect_failures: u32,
     /// [`Endpoint::times_reached`] as of the last of them.
     reached_seen: u64,
+    /// Failed requests since the endpoint last answered one.
+    failures_in_a_row: u32,
+    /// [`Endpoint::times_answered`] as of the last of them.
+    answered_seen: u64,
+    /// How much of its weight is in effect, in tenths.
+    ramp: u8,
     outlier: Outlier,
     /// [`Endpoint::served`] as last fed to `outlier`.
     served_seen: u64,
@@ -213,8 +226,27 @@ struct Member {
 #[derive(Default)]
 struct Service {
     ids: BTreeSet<String>,
-    /// What follows from them, unless something changed.
-    pool: Option<Arc<Pool>>,
+    pool: Kept,
+}
+
+/// A pool for as long as it is true.
+#[derive(Clone, Default)]
+struct Kept {
+    /// What follows from its members, unless something changed.
+    now: Option<Arc<Pool>>,
+    /// What followed before that: some of it may still be true.
+    before: Option<Arc<Pool>>,
+}
+
+impl Kept {
+    fn drop_if_there(&mut self) {
+        self.before = self.now.take().or(self.before.take());
+    }
+
+    fn get_or_build(&mut self, build: impl FnOnce(Option<&Pool>) -> Pool) -> Arc<Pool> {
+        let before = &mut self.before;
+        self.now.get_or_insert_with(|| Arc::new(build(before.take().as_deref()))).clone()
+    }
 }
 
 /// Everything the control side knows.
@@ -223,8 +255,9 @@ pub struct State {
     members: BTreeMap<String, Member>,
     services: BTreeMap<Arc<str>, Service>,
     routes: Arc<Routes>,
-    /// Those of selectors that are not a whole service, unless something changed there.
-    pools: Vec<Option<Arc<Pool>>>,
+    /// Those of selectors that are not a whole service.
+    pools: Vec<Kept>,
+    gate: Arc<Gate>,
     revision: u64,
     next_key: u64,
     next_ticket: u64,
@@ -241,7 +274,8 @@ impl State {
             members: BTreeMap::new(),
             services: BTreeMap::new(),
             routes: Arc::new(Routes::to_all(Strategy::RoundRobin)),
-            pools: vec![None],
+            pools: vec![Kept::default()],
+            gate: Arc::default(),
             revision: 0,
             next_key: 1,
             next_ticket: 1,
@@ -251,9 +285,14 @@ impl State {
         }
     }
 
+    /// The same, with endpoints that tell those who wait at `gate` of slots that become free.
+    pub fn behind(self, gate: Arc<Gate>) -> State {
+        State { gate, ..self }
+    }
+
     /// Other routes need other pools.
     pub fn lead(&mut self, routes: Arc<Routes>) {
-        self.pools = vec![None; routes.selectors().len()];
+        self.pools = vec![Kept::default(); routes.selectors().len()];
         self.routes = routes;
         self.dirty = true;
     }
@@ -321,8 +360,13 @@ impl State {
             .collect();
         doomed.iter().for_each(|id| self.remove(id));
         let mut readmitted = Vec::new();
+        let mut ramped = BTreeSet::new();
         for (id, member) in &mut self.members {
             member.count_requests(now);
+            let ramp = member.ramp_at(self.policy.slow_start, now);
+            if std::mem::replace(&mut member.ramp, ramp) != ramp {
+                ramped.insert(member.endpoint.service.clone());
+            }
             if member.outlier.readmit(now) {
                 member.turn(Verdict::Unproven, "ejection over, not probed yet".into(), now);
                 member.probe_due = now;
@@ -330,6 +374,7 @@ impl State {
             }
         }
         readmitted.iter().for_each(|id| self.notice(id));
+        ramped.iter().for_each(|service| self.touch(service));
     }
 
     /// The probes to send now. Each counts as running until [`State::probed`] hears of it.
@@ -357,7 +402,7 @@ impl State {
     pub fn next_deadline(&self) -> Option<Instant> {
         let times = self.members.values().flat_map(|m| {
             let probe = (m.is_probed() && m.probe_running.is_none()).then_some(m.probe_at());
-            [probe, m.outlier.ejected_until(), m.doomed_at]
+            [probe, m.outlier.ejected_until(), m.doomed_at, m.next_ramp(self.policy.slow_start)]
         });
         times.flatten().min()
     }
@@ -391,14 +436,15 @@ impl State {
     fn table(&mut self) -> Table {
         self.services.retain(|_, service| !service.ids.is_empty());
         let (members, revision) = (&self.members, self.revision);
-        let build = |ids: &mut dyn Iterator<Item = &String>| {
+        let rules = &self.policy.rules;
+        let build = |ids: &mut dyn Iterator<Item = &String>, before: Option<&Pool>| {
             let entries = ids.filter_map(|id| members.get(id)).map(Member::entry).collect();
-            Arc::new(Pool::new(revision, entries))
+            Pool::under(rules, revision, entries, before)
         };
         for service in self.services.values_mut() {
-            service.pool.get_or_insert_with(|| build(&mut service.ids.iter()));
+            service.pool.get_or_build(|before| build(&mut service.ids.iter(), before));
         }
-        let whole = |name: &str| self.services.get(name).and_then(|s| s.pool.clone()).unwrap_or_default();
+        let whole = |name: &str| self.services.get(name).and_then(|s| s.pool.now.clone()).unwrap_or_default();
         let pools = self.routes.selectors().iter().zip(&mut self.pools);
         let pools = pools.map(|(selector, kept)| match (&selector.service, &selector.version) {
             (Some(name), None) => whole(name),
@@ -406,7 +452,7 @@ impl State {
                 let taken = |id: &&String| {
                     members.get(*id).is_some_and(|m| selector.takes(&m.record.service, &m.record.version))
                 };
-                kept.get_or_insert_with(|| build(&mut members.keys().filter(taken))).clone()
+                kept.get_or_build(|before| build(&mut members.keys().filter(taken), before))
             }
         });
         Table {
@@ -416,7 +462,7 @@ impl State {
             services: self
                 .services
                 .iter()
-                .filter_map(|(name, service)| Some((name.clone(), service.pool.clone()?)))
+                .filter_map(|(name, service)| Some((name.clone(), service.pool.now.clone()?)))
                 .collect(),
         }
     }
@@ -425,11 +471,11 @@ impl State {
     fn touch(&mut self, service: &str) {
         self.dirty = true;
         if let Some(service) = self.services.get_mut(service) {
-            service.pool = None;
+            service.pool.drop_if_there();
         }
         for (selector, pool) in self.routes.selectors().iter().zip(&mut self.pools) {
             if selector.service.as_deref().is_none_or(|s| s == service) {
-                *pool = None;
+                pool.drop_if_there();
             }
         }
     }
@@ -466,7 +512,7 @@ impl State {
             Some(member) if same_place => member.update(record, now),
             _ => {
                 self.remove(&record.id);
-                let member = Member::new(self.next_key, record, now);
+                let member = Member::new(self.next_key, record, &self.gate, &self.policy, now);
                 self.next_key += 1;
                 let service = member.endpoint.service.clone();
                 self.services.entry(service).or_default().ids.insert(member.record.id.clone());
@@ -507,11 +553,11 @@ impl State {
             return;
         }
         member.count_requests(now);
-        if member.outlier.deserves_ejection(&self.policy.outlier) {
-            let failures = member.outlier.failures();
+        if let Some(why) = member.deserves_ejection(&self.policy.outlier) {
             let until = member.outlier.eject(&self.policy.outlier, now);
+            member.failures_in_a_row = 0;
             let rest = until.saturating_duration_since(now).as_secs();
-            member.why = format!("{failures} failed requests within 10 s; ejected for {rest} s");
+            member.why = format!("{why}; ejected for {rest} s");
             self.ejections += 1;
             self.notice(id);
         }
@@ -531,7 +577,7 @@ impl State {
 }
 
 impl Member {
-    fn new(key: u64, record: Record, now: Instant) -> Member {
+    fn new(key: u64, record: Record, gate: &Arc<Gate>, policy: &Policy, now: Instant) -> Member {
         let (address, unusable) = match Address::parse(&record.url) {
             Ok(address) => (address, None),
             Err(e) => {
@@ -539,7 +585,8 @@ impl Member {
             }
         };
         Member {
-            endpoint: Arc::new(Endpoint::new(key, &record.id, &record.service, address)),
+            endpoint: Arc::new(Endpoint::new(key, &record.id, &record.service, address).behind(gate.clone())),
+            zone: record.zone.as_str().into(),
             record,
             unusable,
             verdict: Verdict::Unproven,
@@ -548,7 +595,10 @@ impl Member {
             contrary: 0,
             connect_failures: 0,
             reached_seen: 0,
-            outlier: Outlier::new(now),
+            failures_in_a_row: 0,
+            answered_seen: 0,
+            ramp: RAMP_FULL,
+            outlier: Outlier::new(&policy.outlier, now),
             served_seen: 0,
             probe_due: now,
             probe_floor: now,
@@ -563,6 +613,9 @@ impl Member {
         let was_probed = self.is_probed();
         let reborn = record.incarnation != self.record.incarnation;
         let moved = record.health_path != self.record.health_path;
+        if *self.zone != *record.zone {
+            self.zone = record.zone.as_str().into();
+        }
         self.record = record;
         self.doomed_at = None;
         if self.is_probed() && !was_probed {
@@ -576,7 +629,27 @@ impl Member {
 
     fn entry(&self) -> Entry {
         let (standing, why) = self.standing();
-        Entry { endpoint: self.endpoint.clone(), weight: self.record.weight.max(1), standing, why }
+        let weight = self.record.weight.max(1);
+        Entry {
+            ramp: self.ramp,
+            zone: self.zone.clone(),
+            ..Entry::new(self.endpoint.clone(), weight, standing, why)
+        }
+    }
+
+    /// How much of its weight is to be in effect: a tenth at first, and with each tenth of `window` another one. Envoy's
+    /// slow start, linear, in steps, since each is a new pool.
+    fn ramp_at(&self, window: Duration, now: Instant) -> u8 {
+        if window.is_zero() || self.verdict != Verdict::Up {
+            return RAMP_FULL;
+        }
+        let steps = now.saturating_duration_since(self.since).as_nanos() * u128::from(RAMP_FULL);
+        (steps / window.as_nanos()).clamp(1, u128::from(RAMP_FULL)) as u8
+    }
+
+    /// When that changes next.
+    fn next_ramp(&self, window: Duration) -> Option<Instant> {
+        (self.ramp < RAMP_FULL).then(|| self.since + window * u32::from(self.ramp + 1) / u32::from(RAMP_FULL))
     }
 
     fn is_probed(&self) -> bool {
@@ -647,14 +720,14 @@ impl Member {
         match failure {
             Failure::Refused => self.refuse("request: connection refused", now),
             Failure::Unreachable => {
-                self.outlier.failure(now);
+                self.count_failure(now);
                 self.count_connect_failure();
                 if self.connect_failures >= policy.connect_failures_max {
                     self.refuse("requests: cannot connect", now);
                 }
             }
-            Failure::Broke | Failure::Silent => {
-                self.outlier.failure(now);
+            Failure::Broke | Failure::Silent | Failure::Gateway => {
+                self.count_failure(now);
                 self.probe_due = self.probe_due.min(now);
             }
             Failure::Reset => self.probe_due = self.probe_due.min(now),
@@ -686,6 +759,27 @@ impl Member {
         self.since = now;
         self.contrary = 0;
         self.connect_failures = 0;
+    }
+
+    /// Why it should be ejected, if it should.
+    fn deserves_ejection(&self, policy: &outlier::Policy) -> Option<String> {
+        let (window, in_a_row) = (policy.window.as_secs(), self.failures_in_a_row);
+        if policy.in_a_row_max.is_some_and(|max| in_a_row >= max) {
+            return Some(format!("{in_a_row} failed requests in a row"));
+        }
+        let failures = self.outlier.failures();
+        self.outlier
+            .deserves_ejection(policy)
+            .then(|| format!("{failures} failed requests within {window} s"))
+    }
+
+    fn count_failure(&mut self, now: Instant) {
+        self.outlier.failure(now);
+        let answered = self.endpoint.times_answered();
+        if std::mem::replace(&mut self.answered_seen, answered) != answered {
+            self.failures_in_a_row = 0;
+        }
+        self.failures_in_a_row += 1;
     }
 
     fn count_requests(&mut self, now: Instant) {

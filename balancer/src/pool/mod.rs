@@ -1,166 +1,32 @@
 //! What the balancer knows about its upstreams, as one immutable value.
 //!
 //! Owns [`Pool`], [`Entry`] and [`Endpoint`]. The control side builds a pool and publishes it with one atomic
-//! swap; the proxy side only reads it. Nothing here does I/O, reads a clock or draws a random number.
+//! swap; the proxy side only reads it. Nothing here does I/O or draws a random number, and time is an argument.
 //!
-//! The one thing that changes in place is an endpoint's load: in-flight requests are counted where they begin
-//! and end, on the worker threads, in atomics that survive from one pool to the next.
+//! What changes in place is an endpoint's load and latency: they are counted on the worker threads, in atomics that
+//! survive from one pool to the next. What only some strategies need (the table of consistent hashing, the index
+//! of sessions) is made when it is first asked for.
 
-use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+mod endpoint;
+mod gate;
+mod latency;
+mod maglev;
+mod schedule;
+mod zones;
+
+pub use endpoint::{Address, AddressError, Endpoint, InFlight, hash, mix};
+pub use gate::{Crowded, Gate, Ticket};
+pub use maglev::{Maglev, SLOTS};
+pub use zones::Zones;
 
 #[cfg(test)]
 mod tests;
 
-/// Most slots a rotation's schedule has. Weights are scaled down to fit: with 1 000 endpoints each still
-/// has its share within a few percent, and a pool stays small enough to rebuild on every change.
-const SCHEDULE_MAX: u64 = 4096;
-
-/// Where an endpoint is reached: the parsed form of an instance's URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// Host name or IP address, IPv6 without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// Path to put in front of a request's path; empty or `/segment...` without a trailing slash.
-    pub base_path: String,
-}
-
-/// Why a URL cannot be used as an upstream.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum AddressError {
-    /// Not a URL at all.
-    #[error("{0:?} is not a URL")]
-    Invalid(String),
-    /// A scheme this balancer does not speak to upstreams.
-    #[error("scheme {0:?} is not supported, only http is")]
-    Scheme(String),
-    /// A URL without a host.
-    #[error("{0:?} names no host")]
-    NoHost(String),
-}
-
-impl Address {
-    /// Parses `http://host[:port][/path]`. Port 80 if none is given; query and fragment are refused.
-    pub fn parse(url: &str) -> Result<Address, AddressError> {
-        let uri: http::Uri = url.parse().map_err(|_| AddressError::Invalid(url.to_owned()))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some(other) => return Err(AddressError::Scheme(other.to_owned())),
-            None => return Err(AddressError::Invalid(url.to_owned())),
-        }
-        if uri.query().is_some() {
-            return Err(AddressError::Invalid(url.to_owned()));
-        }
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        if host.is_empty() {
-            return Err(AddressError::NoHost(url.to_owned()));
-        }
-        Ok(Address {
-            host: host.to_owned(),
-            port: uri.port_u16().unwrap_or(80),
-            base_path: uri.path().trim_end_matches('/').to_owned(),
-        })
-    }
-
-    /// `host:port`, with brackets around an IPv6 address.
-    pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// One upstream address under one instance id, for as long as the balancer knows it.
-///
-/// The same value is carried from pool to pool while id and URL stay the same, so its counters mean something.
-pub struct Endpoint {
-    /// Unique among all endpoints this process ever made; never reused.
-    pub key: u64,
-    /// The instance's id.
-    pub id: Arc<str>,
-    /// The instance's service.
-    pub service: Arc<str>,
-    /// Where it is.
-    pub address: Address,
-    /// `host:port`, for connecting, logs and labels.
-    pub authority: Arc<str>,
-    in_flight: AtomicU32,
-    served: AtomicU64,
-    reached: AtomicU64,
-}
-
-impl Endpoint {
-    /// An endpoint without load.
-    pub fn new(key: u64, id: &str, service: &str, address: Address) -> Endpoint {
-        let authority = address.authority().into();
-        Endpoint {
-            key,
-            id: id.into(),
-            service: service.into(),
-            address,
-            authority,
-            in_flight: AtomicU32::new(0),
-            served: AtomicU64::new(0),
-            reached: AtomicU64::new(0),
-        }
-    }
-
-    /// Requests whose response has not ended yet, upgraded connections included.
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// Requests ever sent here.
-    pub fn served(&self) -> u64 {
-        self.served.load(Ordering::Relaxed)
-    }
-
-    /// How often it showed that it is there: a connection was made, or a response came.
-    pub fn times_reached(&self) -> u64 {
-        self.reached.load(Ordering::Relaxed)
-    }
-
-    /// It showed that it is there.
-    pub fn reached(&self) {
-        self.reached.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts one request in. It counts until the guard is dropped, however that comes about.
-    pub fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.served.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
-    }
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}#{}", self.id, self.authority, self.key)
-    }
-}
-
-/// One request in flight. Dropping it counts the request out.
-#[derive(Debug)]
-pub struct InFlight(Arc<Endpoint>);
-
-impl InFlight {
-    /// Where the request is.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let before = self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        assert!(before > 0, "in-flight count of {:?} fell below zero", self.0);
-    }
-}
+/// The ramp of an endpoint that takes its whole share.
+pub const RAMP_FULL: u8 = 10;
 
 /// How an endpoint stands. The order is the order of preference: see [`Pool::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -229,10 +95,46 @@ pub struct Entry {
     pub endpoint: Arc<Endpoint>,
     /// Share of traffic relative to the others, at least 1.
     pub weight: u32,
+    /// How much of it is in effect while the endpoint starts slowly, in tenths: 1 to [`RAMP_FULL`].
+    pub ramp: u8,
+    /// Where it runs; empty if it does not say.
+    pub zone: Arc<str>,
     /// How it stands.
     pub standing: Standing,
     /// Why it stands so, for people.
     pub why: String,
+}
+
+impl Entry {
+    /// An endpoint that takes its whole share, in no zone.
+    pub fn new(endpoint: Arc<Endpoint>, weight: u32, standing: Standing, why: String) -> Entry {
+        Entry { endpoint, weight, ramp: RAMP_FULL, zone: Arc::from(""), standing, why }
+    }
+
+    /// Its weight times its ramp.
+    fn ramped(&self) -> u32 {
+        self.weight.max(1).saturating_mul(u32::from(self.ramp.clamp(1, RAMP_FULL)))
+    }
+}
+
+/// Who is in rotation, beyond how endpoints stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// If less than this share of those that may serve is up, in percent, all of them take requests: probes that fail
+    /// everywhere say more about the probes. 0 for never.
+    pub panic_percent: u32,
+    /// Which zone is preferred, if any.
+    pub zones: Option<Zones>,
+}
+
+/// One endpoint in rotation, with what a pick looks at close together.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Its weight in effect, relative to the others of the rotation; at least 1.
+    pub weight: u32,
+    index: u32,
 }
 
 /// Every endpoint the balancer knows, and those that take new requests.
@@ -241,9 +143,27 @@ pub struct Pool {
     /// The catalog's revision this pool reflects.
     pub revision: u64,
     entries: Vec<Entry>,
-    rotation: Vec<usize>,
+    rotation: Vec<Slot>,
     spares: Vec<usize>,
     schedule: Vec<u16>,
+    /// The fallback that takes requests; `None` if nobody does.
+    best: Option<u8>,
+    /// Whether all that may serve do, however they stand.
+    panics: bool,
+    /// The weights of those that [`Pool::takes`] names, together.
+    able_weight: u64,
+    maglev: Arc<OnceLock<Maglev>>,
+    /// Entries by the hash of their ids.
+    homes: OnceLock<Vec<(u64, u32)>>,
+    load: Load,
+}
+
+/// Requests in flight at those that [`Pool::takes`] names, counted now and then.
+#[derive(Debug, Default)]
+struct Load {
+    total: AtomicU64,
+    /// Picks until they are counted anew.
+    left: AtomicU32,
 }
 
 impl Pool {
@@ -253,17 +173,47 @@ impl Pool {
     /// answer but fail; else to those that refuse, since a refusal costs little and one may just have come back.
     /// So probes alone never empty a rotation.
     pub fn new(revision: u64, entries: Vec<Entry>) -> Pool {
-        let best = entries.iter().filter_map(|e| e.standing.tier()).min();
-        let rotation: Vec<usize> = match best {
-            None => Vec::new(),
-            Some(tier) => (0..entries.len()).filter(|&i| entries[i].standing.tier() == Some(tier)).collect(),
+        Pool::under(&Rules::default(), revision, entries, None)
+    }
+
+    /// The same under `rules`, and after a pool of which what is still true is kept: a table for hashing is built
+    /// anew only if who shares in it has changed, and then here, not by the request that first needs it.
+    pub fn under(rules: &Rules, revision: u64, entries: Vec<Entry>, before: Option<&Pool>) -> Pool {
+        let able = || entries.iter().filter(|e| e.standing.tier().is_some());
+        let up = able().filter(|e| e.standing == Standing::Up).count() as u64;
+        let panics = up * 100 < able().count() as u64 * u64::from(rules.panic_percent);
+        let best = able().filter_map(|e| e.standing.tier()).min();
+        let mut pool = Pool { revision, entries, best, panics, ..Pool::default() };
+        let members: Vec<u32> = (0..pool.entries.len() as u32).filter(|&i| pool.takes(i as usize)).collect();
+        pool.able_weight = members.iter().map(|&i| u64::from(pool.entries[i as usize].weight.max(1))).sum();
+        let weights = zones::weights(rules.zones.as_ref(), &pool.entries, &members);
+        let slot = |(&index, weight): (&u32, u32)| {
+            let endpoint = pool.entries[index as usize].endpoint.clone();
+            (weight > 0).then_some(Slot { endpoint, weight, index })
         };
-        let tier = |i: &usize| entries[*i].standing.tier();
-        let mut spares: Vec<usize> =
-            (0..entries.len()).filter(|i| tier(i).is_some() && tier(i) != best).collect();
-        spares.sort_by_key(tier);
-        let weights: Vec<u32> = rotation.iter().map(|&i| entries[i].weight.max(1)).collect();
-        Pool { revision, schedule: schedule(&weights), entries, rotation, spares }
+        pool.rotation = members.iter().zip(weights).filter_map(slot).collect();
+        let mut rotates = vec![false; pool.entries.len()];
+        pool.rotation.iter().for_each(|slot| rotates[slot.index as usize] = true);
+        let tier = |i: usize| pool.entries[i].standing.tier();
+        pool.spares = (0..pool.entries.len()).filter(|&i| tier(i).is_some() && !rotates[i]).collect();
+        pool.spares.sort_by_key(|&i| pool.entries[i].standing.tier());
+        let weights: Vec<u32> = pool.rotation.iter().map(|slot| slot.weight).collect();
+        pool.schedule = schedule::turns(&weights);
+        if let Some(before) = before {
+            pool.inherit(before);
+        }
+        pool
+    }
+
+    fn inherit(&mut self, before: &Pool) {
+        let shares = |pool: &Pool| -> Vec<(u64, u32, bool)> {
+            pool.entries.iter().map(|e| (e.endpoint.id_hash, e.weight, e.standing.tier().is_some())).collect()
+        };
+        if shares(self) == shares(before) {
+            self.maglev = before.maglev.clone();
+        } else if before.maglev.get().is_some() {
+            self.table();
+        }
     }
 
     /// Every endpoint, in the order given to [`Pool::new`].
@@ -278,7 +228,17 @@ impl Pool {
 
     /// The endpoints that take new requests.
     pub fn rotation(&self) -> impl ExactSizeIterator<Item = &Entry> {
-        self.rotation.iter().map(|&i| &self.entries[i])
+        self.rotation.iter().map(|slot| self.entry(slot))
+    }
+
+    /// The same, for a quick look at all of them.
+    pub fn slots(&self) -> &[Slot] {
+        &self.rotation
+    }
+
+    /// The endpoint of a slot of this pool.
+    pub fn entry(&self, slot: &Slot) -> &Entry {
+        &self.entries[slot.index as usize]
     }
 
     /// The endpoints outside the rotation that could take a request if all of the rotation failed it, the
@@ -287,9 +247,14 @@ impl Pool {
         self.spares.iter().map(|&i| &self.entries[i])
     }
 
+    /// Of these the ones that stand as well as the rotation, and are not needed there.
+    pub fn peers(&self) -> impl Iterator<Item = &Entry> {
+        self.spares.iter().filter(|&&i| self.takes(i)).map(|&i| &self.entries[i])
+    }
+
     /// The `n`th endpoint of the rotation. Panics if `n` is not below [`Pool::rotation_len`].
     pub fn rotated(&self, n: usize) -> &Entry {
-        &self.entries[self.rotation[n]]
+        self.entry(&self.rotation[n])
     }
 
     /// Who has the `turn`th turn, as a position in the rotation: weights are respected, and turns of one
@@ -300,43 +265,82 @@ impl Pool {
             n => Some(usize::from(self.schedule[turn % n])),
         }
     }
-}
 
-/// The order of turns for `weights`, by smooth weighted round robin (as nginx has it): at each turn everyone
-/// gains its weight, the richest is taken and pays the total.
-fn schedule(weights: &[u32]) -> Vec<u16> {
-    let weights = scaled(&weights[..weights.len().min(usize::from(u16::MAX))]);
-    let total: u64 = weights.iter().sum();
-    let mut credit = vec![0i64; weights.len()];
-    (0..total)
-        .map(|_| {
-            let mut best = 0;
-            for i in 0..credit.len() {
-                credit[i] += weights[i] as i64;
-                if credit[i] > credit[best] {
-                    best = i;
-                }
-            }
-            credit[best] -= total as i64;
-            best as u16
-        })
-        .collect()
-}
-
-/// `weights` over their greatest common divisor, and no more in sum than [`SCHEDULE_MAX`] unless there are
-/// more endpoints than that. Nobody falls to nothing.
-fn scaled(weights: &[u32]) -> Vec<u64> {
-    let divisor = weights.iter().copied().fold(0, gcd).max(1);
-    let mut out: Vec<u64> = weights.iter().map(|&w| u64::from(w / divisor)).collect();
-    let total: u64 = out.iter().sum();
-    if total > SCHEDULE_MAX {
-        out.iter_mut().for_each(|w| *w = (*w * SCHEDULE_MAX / total).max(1));
-        let divisor = out.iter().fold(0, |a, &b| gcd(a, b as u32)).max(1);
-        out.iter_mut().for_each(|w| *w /= u64::from(divisor));
+    /// The share of turns that each of the rotation has, in its order; they sum up to 1.
+    pub fn shares(&self) -> impl Iterator<Item = (&Entry, f64)> {
+        let total: f64 = self.rotation.iter().map(|slot| f64::from(slot.weight)).sum();
+        self.rotation.iter().map(move |slot| (self.entry(slot), f64::from(slot.weight) / total))
     }
-    out
+
+    /// Whether new requests may go to the entry numbered `index`, of whatever zone: hashing has to come to the same
+    /// endpoint in every zone.
+    pub fn takes(&self, index: usize) -> bool {
+        match self.entries[index].standing.tier() {
+            None => false,
+            tier => self.panics || tier == self.best,
+        }
+    }
+
+    /// The number of the entry that `key`, a good hash, belongs to, whether or not it takes requests.
+    pub fn owner(&self, key: u64) -> Option<usize> {
+        self.table().owner(key)
+    }
+
+    /// Endpoints that are to take no more requests have no share in it, so that their keys move only once.
+    fn table(&self) -> &Maglev {
+        self.maglev.get_or_init(|| {
+            let able = self.entries.iter().enumerate().filter(|(_, e)| e.standing.tier().is_some());
+            Maglev::new(able.map(|(i, e)| (i, &*e.endpoint.id, e.weight)))
+        })
+    }
+
+    /// The number of the entry whose id has this hash.
+    pub fn home(&self, id_hash: u64) -> Option<usize> {
+        let homes = self.homes.get_or_init(|| {
+            let hashes = self.entries.iter().zip(0u32..).map(|(e, i)| (e.endpoint.id_hash, i));
+            let mut homes: Vec<(u64, u32)> = hashes.collect();
+            homes.sort_unstable();
+            homes
+        });
+        let at = homes.partition_point(|(hash, _)| *hash < id_hash);
+        homes.get(at).filter(|(hash, _)| *hash == id_hash).map(|&(_, index)| index as usize)
+    }
+
+    /// How many requests the endpoint of weight `weight` may have in flight, the one to come included, so that none has
+    /// more than `percent` of its share of all: `ceil(c * m * w / W)`, after Mirrokni, Thorup and Zadimoghaddam
+    /// ("Consistent hashing with bounded loads", SODA 2018).
+    ///
+    /// All are counted anew after as many picks as there are eighths of them, and each pick between is taken to last:
+    /// so the bound may be too high by an eighth of a request for each endpoint, and never too low for what this pool
+    /// sent.
+    pub fn bound(&self, percent: u32) -> Bound {
+        let able = || self.entries.iter().enumerate().filter(|(i, _)| self.takes(*i)).map(|(_, e)| e);
+        let step = |left: u32| left.checked_sub(1);
+        let total = match self.load.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step) {
+            Ok(_) => self.load.total.fetch_add(1, Ordering::Relaxed) + 1,
+            Err(_) => {
+                let total = able().map(|e| u64::from(e.endpoint.in_flight())).sum();
+                self.load.total.store(total, Ordering::Relaxed);
+                self.load.left.store(self.entries.len() as u32 / 8, Ordering::Relaxed);
+                total
+            }
+        };
+        Bound { loads: (total + 1) * u64::from(percent), weights: self.able_weight }
+    }
 }
 
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// See [`Pool::bound`].
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// All requests, times the percentage.
+    loads: u64,
+    /// The sum of all weights.
+    weights: u64,
+}
+
+impl Bound {
+    /// Most requests for an endpoint of this weight.
+    pub fn of(&self, weight: u32) -> u64 {
+        (self.loads * u64::from(weight.max(1))).div_ceil((self.weights * 100).max(1))
+    }
 }

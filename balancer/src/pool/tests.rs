@@ -1,9 +1,8 @@
 use super::*;
-use proptest::prelude::*;
 
 fn entry(id: &str, weight: u32, standing: Standing) -> Entry {
     let address = Address { host: "127.0.0.1".into(), port: 80, base_path: String::new() };
-    Entry { endpoint: Arc::new(Endpoint::new(0, id, "s", address)), weight, standing, why: String::new() }
+    Entry::new(Arc::new(Endpoint::new(0, id, "s", address)), weight, standing, String::new())
 }
 
 fn rotation(standings: &[Standing]) -> Vec<Standing> {
@@ -37,18 +36,6 @@ fn only_the_best_tier_takes_requests() {
 }
 
 #[test]
-fn equal_weights_take_turns() {
-    assert_eq!(schedule(&[100, 100, 100]), [0, 1, 2]);
-    assert_eq!(schedule(&[7]), [0]);
-    assert_eq!(schedule(&[]), [0u16; 0]);
-}
-
-#[test]
-fn turns_of_a_heavy_endpoint_are_spread_out() {
-    assert_eq!(schedule(&[500, 100, 100]), [0, 0, 1, 0, 2, 0, 0]);
-}
-
-#[test]
 fn in_flight_falls_with_its_guard() {
     let e = entry("a", 1, Standing::Up).endpoint;
     let (one, two) = (e.begin(), e.begin());
@@ -64,22 +51,71 @@ fn in_flight_falls_with_its_guard() {
     assert_eq!((e.in_flight(), e.served()), (0, 2));
 }
 
-proptest! {
-    #[test]
-    fn everyone_gets_its_share(weights in prop::collection::vec(1u32..=1000, 1..40)) {
-        let schedule = schedule(&weights);
-        let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
-        prop_assert!(schedule.len() as u64 <= SCHEDULE_MAX + weights.len() as u64);
-        for (i, &w) in weights.iter().enumerate() {
-            let turns = schedule.iter().filter(|&&t| usize::from(t) == i).count() as f64;
-            let want = schedule.len() as f64 * f64::from(w) / total as f64;
-            prop_assert!(turns >= 1.0 && (turns - want).abs() <= 2.0 + want * 0.05, "{turns} of {want}");
-        }
-    }
+#[test]
+fn a_limit_holds_whoever_begins_at_the_same_moment() {
+    let e = entry("a", 1, Standing::Up).endpoint;
+    let begin = |_| {
+        let e = e.clone();
+        std::thread::spawn(move || (0..100).filter_map(|_| e.begin_within(70)).collect::<Vec<_>>())
+    };
+    let threads: Vec<_> = (0..4).map(begin).collect();
+    let held: Vec<InFlight> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    assert_eq!((held.len(), e.in_flight(), e.served()), (70, 70, 70));
+    drop(held);
+    assert_eq!(e.in_flight(), 0);
+}
 
-    #[test]
-    fn equal_weights_are_exactly_fair(n in 1usize..200, w in 1u32..1000) {
-        let order: Vec<u16> = (0..n as u16).collect();
-        prop_assert_eq!(schedule(&vec![w; n]), order);
+#[test]
+fn a_freed_slot_calls_who_waits_for_it() {
+    let gate = Arc::new(Gate::default());
+    let address = Address { host: "127.0.0.1".into(), port: 80, base_path: String::new() };
+    let e = Arc::new(Endpoint::new(7, "a", "s", address).behind(gate.clone()));
+    let held = e.begin_within(1).unwrap();
+    assert!(e.begin_within(1).is_none());
+    let mut ticket = gate.enter(0, &[], 1).unwrap();
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(ticket.poll(&mut cx).is_pending());
+    drop(held);
+    assert!(ticket.poll(&mut cx).is_ready());
+}
+
+#[test]
+fn below_the_panic_threshold_all_that_may_serve_do() {
+    use Standing::*;
+    let rotates = |standings: &[Standing]| {
+        let entries = standings.iter().map(|&s| entry("a", 100, s)).collect();
+        let rules = Rules { panic_percent: 50, ..Rules::default() };
+        Pool::under(&rules, 1, entries, None).rotation().map(|e| e.standing).collect::<Vec<_>>()
+    };
+    assert_eq!(rotates(&[Up, Failing]), [Up]);
+    assert_eq!(rotates(&[Up, Failing, Down]), [Up, Failing, Down]);
+    assert_eq!(rotates(&[Up, Draining, Maintenance, Unusable]), [Up]);
+    assert_eq!(rotates(&[Failing, Down, Draining]), [Failing, Down]);
+}
+
+/// A table takes a millisecond: it is made only for those who need it, and kept for as long as it is true.
+#[test]
+fn a_table_is_kept_while_the_same_endpoints_share_in_it() {
+    let entries = |standing, weight| vec![entry("a", 100, standing), entry("b", weight, Standing::Up)];
+    let built = |pool: &Pool| pool.maglev.get().is_some();
+    let first = Pool::new(1, entries(Standing::Up, 100));
+    let next = Pool::under(&Rules::default(), 2, entries(Standing::Up, 7), Some(&first));
+    assert!(!built(&first) && !built(&next));
+    next.owner(1);
+    let down = Pool::under(&Rules::default(), 3, entries(Standing::Down, 7), Some(&next));
+    assert!(Arc::ptr_eq(&down.maglev, &next.maglev));
+    for changed in [entries(Standing::Draining, 7), entries(Standing::Up, 8)] {
+        let after = Pool::under(&Rules::default(), 4, changed, Some(&down));
+        assert!(built(&after) && !Arc::ptr_eq(&after.maglev, &down.maglev));
     }
+}
+
+#[test]
+fn a_home_is_found_by_the_hash_of_its_id() {
+    let pool = Pool::new(1, ["a", "b", "c"].map(|id| entry(id, 1, Standing::Down)).to_vec());
+    for (i, e) in pool.entries().iter().enumerate() {
+        assert_eq!(pool.home(e.endpoint.id_hash), Some(i));
+    }
+    assert_eq!(pool.home(1), None);
+    assert_eq!(Pool::default().home(1), None);
 }

@@ -6,12 +6,16 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::{Method, StatusCode};
+use prometheus::IntGauge;
 use tracing::debug;
 
 use super::account::{Account, End, Sender};
+use super::belonging::Belonging;
+use super::deadline::Deadline;
 use super::headers::{self, PLAIN};
 use super::http1::Request;
 use super::meter::Meter;
@@ -19,13 +23,19 @@ use super::retry::{self, Fault, Plan, Step};
 use super::upstream::{ConnectError, HeadError};
 use super::worker::{Here, Worker};
 use crate::config::Limits;
-use crate::picker::{self, Strategy};
-use crate::pool::Endpoint;
+use crate::picker::{self, Ask, Missing, Strategy};
+use crate::pool::{Endpoint, InFlight, Ticket};
 use crate::report::Failure;
 use crate::route::Route;
 
 /// The body of a 503, the original's.
 const NO_BACKEND: &str = "No healthy backend available";
+
+/// The body of a 503 where requests are limited.
+const ALL_BUSY: &str = "Every backend has as many requests as it may have";
+
+/// Picks of one attempt that another worker may come in before, each of which makes an endpoint full.
+const PICKS_MAX: usize = 64;
 
 /// The balancer's own metrics, on the data port because that is where old scrape configurations look.
 const METRICS: &str = "/metrics";
@@ -47,13 +57,6 @@ impl Answer {
     }
 }
 
-/// The session of a request, where sessions decide.
-enum Session {
-    None,
-    Brought(String),
-    Fresh(String),
-}
-
 /// See the file's head.
 pub struct Course {
     worker: Rc<Worker>,
@@ -63,11 +66,28 @@ pub struct Course {
     pub meter: Meter,
     /// Given to the request if it came without one.
     fresh_id: Option<String>,
-    session: Session,
+    belonging: Belonging,
     plan: Plan,
     tried: Vec<u64>,
+    turn: Option<Turn>,
     /// For whoever looks at requests.
     account: Option<Box<Account>>,
+}
+
+/// A request's place in the queue.
+struct Turn {
+    ticket: Ticket,
+    deadline: Deadline,
+    until: Instant,
+    /// Whether it has looked for a slot since it queued up.
+    looked: bool,
+    waiting: IntGauge,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.waiting.dec();
+    }
 }
 
 impl Course {
@@ -76,14 +96,9 @@ impl Course {
         let here = worker.here();
         let found = here.table.routes.find();
         let route = found.unwrap_or_default();
-        let strategy = here.table.routes.get(route).strategy;
-        let session = match strategy {
-            Strategy::StickySessions => match headers::session(&request.fields) {
-                Some(key) => Session::Brought(key.to_owned()),
-                None => Session::Fresh(format!("{:032x}", fastrand::u128(..))),
-            },
-            _ => Session::None,
-        };
+        let picking = &here.table.routes.get(route).picking;
+        let belonging = Belonging::of(picking, request, from.address);
+        let has_home = picking.strategy == Strategy::StickySessions && belonging.key().is_some();
         let fresh_id = headers::request_id(&request.fields).is_none().then(|| {
             let random = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes());
             random.into_uuid().as_hyphenated().to_string()
@@ -94,10 +109,11 @@ impl Course {
             here,
             route,
             fresh_id,
-            plan: Plan::new(&request.method, !matches!(session, Session::None)),
-            session,
+            plan: Plan::new(&request.method, has_home),
+            belonging,
             tried: Vec::new(),
             account: None,
+            turn: None,
         };
         course.account = worker.sight.as_ref().map(|s| s.open(request, from, course.request_id(request)));
         let answer = course.by_itself(request);
@@ -135,27 +151,20 @@ impl Course {
         self.fresh_id.as_deref().or_else(|| headers::request_id(&request.fields)).unwrap_or_default()
     }
 
-    /// The session that the client is told to keep to.
+    /// The session that the client is told to keep to, as `NAME=VALUE`.
     pub fn session_to_give(&self) -> Option<&str> {
-        match &self.session {
-            Session::Fresh(key) => Some(key),
-            Session::None | Session::Brought(_) => None,
-        }
+        self.belonging.cookie()
     }
 
-    /// Whom to send the request to.
-    pub fn first(&mut self) -> Result<Arc<Endpoint>, Answer> {
-        let Some(endpoint) = self.pick() else {
-            self.refuse("no_endpoint");
-            return Err(Answer::plain(StatusCode::SERVICE_UNAVAILABLE, NO_BACKEND));
-        };
-        self.worker.budget.borrow_mut().pay_in();
-        self.attempt(&endpoint);
-        Ok(endpoint)
+    /// Whom to send the request to; `None` if it has to wait for its turn, see [`Course::poll_turn`].
+    pub fn first(&mut self) -> Option<Result<Arc<Endpoint>, Answer>> {
+        let is_waited_for = self.worker.gate.is_waited_for(self.pool_number());
+        let picked = if is_waited_for { Err(Missing::Full) } else { self.pick() };
+        self.go(picked)
     }
 
-    fn attempt(&mut self, endpoint: &Arc<Endpoint>) {
-        self.meter.attempt(endpoint);
+    fn attempt(&mut self, in_flight: InFlight) {
+        self.meter.attempt(in_flight);
         if let Some(account) = &mut self.account {
             account.attempt();
         }
@@ -191,14 +200,14 @@ impl Course {
     }
 
     /// Whom next, after an attempt at `endpoint` failed by `fault`, because it did `what` (to follow "backend ID"),
-    /// with `left` of the request's body left to send.
+    /// with `left` of the request's body left to send. `None` as for [`Course::first`].
     pub fn next(
         &mut self,
         endpoint: &Arc<Endpoint>,
         fault: Fault,
         what: &str,
         left: retry::Upload,
-    ) -> Result<Arc<Endpoint>, Answer> {
+    ) -> Option<Result<Arc<Endpoint>, Answer>> {
         if let Some(account) = &mut self.account {
             account.failed(&endpoint.id, what);
         }
@@ -208,34 +217,98 @@ impl Course {
                 Fault::Timeout => (StatusCode::GATEWAY_TIMEOUT, "Gateway timeout"),
                 _ => (StatusCode::BAD_GATEWAY, "Bad gateway"),
             };
-            return Err(Answer::plain(status, format!("{text}: backend {} {what}", endpoint.id)));
+            return Some(Err(Answer::plain(status, format!("{text}: backend {} {what}", endpoint.id))));
         };
-        debug!(upstream = %endpoint.id, next = %next.id, what, "trying again");
-        self.attempt(&next);
-        Ok(next)
+        debug!(upstream = %endpoint.id, what, "trying again");
+        self.go(next)
     }
 
+    /// Where a further attempt goes, if there is one.
     fn after(
         &mut self,
         fault: Fault,
         left: retry::Upload,
         endpoint: &Arc<Endpoint>,
-    ) -> Option<Arc<Endpoint>> {
+    ) -> Option<Result<InFlight, Missing>> {
         self.tried.push(endpoint.key);
-        let next = match self.plan.after(fault, left) {
-            Step::GiveUp => None,
-            Step::Again => Some(endpoint.clone()),
-            Step::Elsewhere => self.pick().or_else(|| self.spare()),
-            Step::ElsewhereOrAgain => self.pick().or_else(|| Some(endpoint.clone())),
+        let step = self.plan.after(fault, left);
+        let next = match step {
+            Step::GiveUp => return None,
+            Step::Again => None,
+            Step::Elsewhere | Step::ElsewhereOrAgain => Some(self.pick()),
         };
-        if next.is_some() && !self.worker.budget.borrow_mut().pay_out(Instant::now()) {
+        let next = match (next, step) {
+            (Some(Err(Missing::Nobody)), Step::Elsewhere) => Some(Ok(self.spare()?)),
+            (Some(Err(_)), Step::ElsewhereOrAgain) => None,
+            (next, _) => next,
+        };
+        if !self.worker.budget.borrow_mut().pay_out(Instant::now()) {
             self.worker.metrics.retries_unaffordable.inc();
             return None;
         }
-        if next.is_some() {
-            self.worker.metrics.retries.with_label_values(&[fault.reason()]).inc();
+        self.worker.metrics.retries.with_label_values(&[fault.reason()]).inc();
+        // Where it is asked again, it has kept its slot.
+        next.or_else(|| self.meter.release().map(Ok))
+    }
+
+    /// Begins an attempt; queues up if there is no slot for it.
+    fn go(&mut self, picked: Result<InFlight, Missing>) -> Option<Result<Arc<Endpoint>, Answer>> {
+        match picked {
+            Ok(in_flight) => {
+                if self.tried.is_empty() {
+                    self.worker.budget.borrow_mut().pay_in();
+                }
+                let endpoint = in_flight.endpoint().clone();
+                self.attempt(in_flight);
+                Some(Ok(endpoint))
+            }
+            Err(Missing::Nobody) => {
+                self.refuse("no_endpoint");
+                Some(Err(Answer::plain(StatusCode::SERVICE_UNAVAILABLE, NO_BACKEND)))
+            }
+            Err(Missing::Full) => self.queue_up(),
         }
-        next
+    }
+
+    fn queue_up(&mut self) -> Option<Result<Arc<Endpoint>, Answer>> {
+        // An attempt that failed needs no slot any more.
+        drop(self.meter.release());
+        let queue = self.route().picking.queue;
+        let Ok(ticket) = self.worker.gate.enter(self.pool_number(), &self.tried, queue.size) else {
+            self.refuse("full");
+            return Some(Err(Answer::plain(StatusCode::SERVICE_UNAVAILABLE, ALL_BUSY)));
+        };
+        let (deadline, waiting) = (self.worker.deadlines.add(), self.worker.metrics.waiting.clone());
+        waiting.inc();
+        let until = Instant::now() + queue.timeout;
+        self.turn = Some(Turn { ticket, deadline, until, looked: false, waiting });
+        None
+    }
+
+    /// Waits for a turn: whom to send the request to. Dropping the course gives the place up.
+    pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arc<Endpoint>, Answer>> {
+        loop {
+            let turn = self.turn.as_mut().expect("it waits only after it was told to");
+            // What became free before it had queued up called nobody. But who came first goes first.
+            let is_called = turn.ticket.poll(cx).is_ready();
+            let is_first = !std::mem::replace(&mut turn.looked, true) && turn.ticket.is_first();
+            if !is_called && !is_first {
+                if turn.deadline.poll(cx, turn.until).is_pending() {
+                    return Poll::Pending;
+                }
+                self.turn = None;
+                self.refuse("waited");
+                return Poll::Ready(Err(Answer::plain(StatusCode::SERVICE_UNAVAILABLE, ALL_BUSY)));
+            }
+            match self.pick() {
+                Err(Missing::Full) => {}
+                picked => {
+                    self.turn = None;
+                    let gone = self.go(picked);
+                    return Poll::Ready(gone.expect("it does not queue up unless all are full"));
+                }
+            }
+        }
     }
 
     /// No connection to the endpoint could be made. Returns what it did.
@@ -265,23 +338,48 @@ impl Course {
         self.because(reason);
     }
 
-    fn pick(&self) -> Option<Arc<Endpoint>> {
-        let (route, latest) = (self.route(), self.latest());
-        let session = match &self.session {
-            Session::None => None,
-            Session::Brought(key) | Session::Fresh(key) => Some(key.as_str()),
+    /// A slot at whoever is picked.
+    fn pick(&mut self) -> Result<InFlight, Missing> {
+        let (here, latest) = (self.here.clone(), self.latest());
+        let picking = &here.table.routes.get(self.route).picking;
+        let pool = &latest.table.pools[self.selector()];
+        let now = match picking.strategy {
+            Strategy::PeakEwma => Instant::now(),
+            // Nobody looks at it.
+            _ => self.meter.began(),
         };
-        let (turn, draw) = (self.worker.turn(), fastrand::u64(..));
-        let pool = &latest.table.pools[route.selector];
-        picker::pick(route.strategy, pool, turn, draw, session, &self.tried)
-            .map(|entry| entry.endpoint.clone())
+        for _ in 0..PICKS_MAX {
+            let (turn, draw) = (self.worker.turn(), fastrand::u64(..));
+            let ask = Ask { turn, draw, now, key: self.belonging.key(), tried: &self.tried };
+            let entry = picker::pick(picking, pool, &ask)?;
+            // Another worker may have taken the last slot in between.
+            if let Some(in_flight) = entry.endpoint.begin_within(picking.requests_max) {
+                self.belonging.settle(picking, pool, entry);
+                return Ok(in_flight);
+            }
+        }
+        Err(Missing::Full)
     }
 
     /// For a request that failed everywhere in the rotation: whoever else might answer it.
-    fn spare(&self) -> Option<Arc<Endpoint>> {
-        let latest = self.latest();
-        let pool = &latest.table.pools[self.route().selector];
-        picker::spare(pool, self.worker.turn(), &self.tried).map(|entry| entry.endpoint.clone())
+    fn spare(&mut self) -> Option<InFlight> {
+        let (here, latest) = (self.here.clone(), self.latest());
+        let picking = &here.table.routes.get(self.route).picking;
+        let pool = &latest.table.pools[self.selector()];
+        let entry = picker::spare(picking, pool, self.worker.turn(), &self.tried)?;
+        let in_flight = entry.endpoint.begin_within(picking.requests_max)?;
+        self.belonging.settle(picking, pool, entry);
+        Some(in_flight)
+    }
+
+    /// Which of the table's pools it is for.
+    fn selector(&self) -> usize {
+        self.route().selector
+    }
+
+    /// Names the queue of those who wait for an endpoint of that pool.
+    fn pool_number(&self) -> u64 {
+        self.selector() as u64
     }
 
     /// The latest table with the routes that the request began with.

@@ -72,9 +72,10 @@ struct Attempt {
 impl Exchange<'_> {
     /// Attempts until there is a response or nothing left to try.
     async fn run(&mut self) -> After {
-        let mut endpoint = match self.course.first() {
+        let first = self.course.first();
+        let mut endpoint = match self.whom(first).await {
             Ok(endpoint) => endpoint,
-            Err(answer) => return self.own(answer).await,
+            Err(after) => return after,
         };
         let mut fresh = false;
         loop {
@@ -83,12 +84,44 @@ impl Exchange<'_> {
                 Err(Failed::Client) => return self.blame_client().await,
                 Err(Failed::Fault(fault, what)) => (fault, what),
             };
-            endpoint = match self.course.next(&endpoint, fault, &what, self.upload.left(self.request)) {
+            let next = self.course.next(&endpoint, fault, &what, self.upload.left(self.request));
+            endpoint = match self.whom(next).await {
                 Ok(next) => next,
-                Err(answer) => return self.own(answer).await,
+                Err(after) => return after,
             };
             fresh = true;
         }
+    }
+
+    /// Whom to send the request to, once it is its turn.
+    async fn whom(&mut self, told: Option<Result<Arc<Endpoint>, Answer>>) -> Result<Arc<Endpoint>, After> {
+        let told = match told {
+            Some(told) => told,
+            None => poll_fn(|cx| self.poll_turn(cx)).await.ok_or(After::Cut)?,
+        };
+        match told {
+            Ok(endpoint) => Ok(endpoint),
+            Err(answer) => Err(self.own(answer).await),
+        }
+    }
+
+    /// Waits for a turn; nothing comes of it if the client leaves.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Arc<Endpoint>, Answer>>> {
+        if let Poll::Ready(told) = self.course.poll_turn(cx) {
+            return Poll::Ready(Some(told));
+        }
+        // While a body is on its way, nobody reads it yet, and so cannot see its end.
+        if !self.is_bodiless() || !self.client.input.is_empty() {
+            return Poll::Pending;
+        }
+        match self.client.input.poll_fill(cx, &mut self.client.stream) {
+            Poll::Ready(Ok(1..)) | Poll::Pending => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(None),
+        }
+    }
+
+    fn is_bodiless(&self) -> bool {
+        matches!(self.request.framing, Framing::Empty | Framing::Length(0))
     }
 
     /// One attempt at one endpoint, until the head of its response is there.
@@ -108,7 +141,7 @@ impl Exchange<'_> {
         self.write_request(endpoint);
         let mut state = Attempt { takes: true, interim: 0 };
         poll_fn(|cx| self.poll_attempt(cx, &mut link, &mut state)).await?;
-        endpoint.reached();
+        self.course.meter.heard(self.response.status);
         Ok(link)
     }
 
@@ -380,8 +413,7 @@ impl Exchange<'_> {
     async fn own(&mut self, Answer { status, kind, text }: Answer) -> After {
         self.course.answered(status);
         self.course.carried(self.upload.carried, text.len() as u64);
-        let is_bodiless = matches!(self.request.framing, Framing::Empty | Framing::Length(0));
-        let is_read = self.upload.over || is_bodiless;
+        let is_read = self.upload.over || self.is_bodiless();
         let keep_alive = self.request.keep_alive && is_read && self.worker.stopping().is_none();
         let id = Some(self.course.request_id(self.request))
             .filter(|_| status.is_server_error())

@@ -7,9 +7,6 @@ use super::http1::{Fields, Framing, Name, Request, Response, members};
 #[cfg(test)]
 mod tests;
 
-/// The session cookie's name, the original's.
-const SESSION: &str = "SESSIONID";
-
 /// The type of the balancer's own texts.
 pub const PLAIN: &str = "text/plain; charset=utf-8";
 
@@ -96,7 +93,7 @@ pub struct Return<'a> {
     pub framing: Framing,
     /// Whether the connection may be used again.
     pub keep_alive: bool,
-    /// A session to give to the client.
+    /// A session to give to the client, as `NAME=VALUE`.
     pub session: Option<&'a str>,
     /// The protocol that both sides switch to.
     pub upgrade: Option<&'a [u8]>,
@@ -115,7 +112,7 @@ pub fn to_downstream(response: &Response, to: &Return<'_>, out: &mut Vec<u8>) {
         match f.name {
             name if name.is_hop_by_hop() => continue,
             Name::ContentLength if !has_length => continue,
-            Name::SetCookie => own_session |= is_session(f.value),
+            Name::SetCookie => own_session |= to.session.is_some_and(|s| is_same_cookie(f.value, s)),
             Name::Date => dated = true,
             Name::Other | Name::Trailer if nominated.has(f.text) => continue,
             _ => {}
@@ -127,7 +124,7 @@ pub fn to_downstream(response: &Response, to: &Return<'_>, out: &mut Vec<u8>) {
     }
     // An application's own cookie of that name is its own business.
     if let Some(key) = to.session.filter(|_| !own_session) {
-        out.extend_from_slice(b"set-cookie: SESSIONID=");
+        out.extend_from_slice(b"set-cookie: ");
         out.extend_from_slice(key.as_bytes());
         out.extend_from_slice(b"; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax\r\n");
     }
@@ -184,19 +181,23 @@ pub fn is_events(fields: &Fields) -> bool {
     essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
-/// The client's session key.
-pub fn session(fields: &Fields) -> Option<&str> {
+/// The client's cookie `name`, if it has a value.
+pub fn cookie<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
     let cookies = fields.all(Name::Cookie).filter_map(|v| std::str::from_utf8(v).ok());
     cookies
         .flat_map(|v| v.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, value)| *name == SESSION && !value.is_empty())
+        .find(|(n, value)| *n == name && !value.is_empty())
         .map(|(_, value)| value)
 }
 
-fn is_session(cookie: &[u8]) -> bool {
-    let name = cookie.split(|&b| b == b'=').next().unwrap_or_default();
-    name.trim_ascii() == SESSION.as_bytes()
+fn cookie_name(pair: &[u8]) -> &[u8] {
+    pair.split(|&b| b == b'=').next().unwrap_or_default().trim_ascii()
+}
+
+/// Whether both, as `NAME=VALUE`, have the same name.
+fn is_same_cookie(cookie: &[u8], pair: &str) -> bool {
+    cookie_name(cookie) == cookie_name(pair.as_bytes())
 }
 
 /// What `Connection` names besides what every connection knows.

@@ -3,13 +3,14 @@
 //! A [`Meter`] is made when a request's head is complete and dropped when its response has ended, has been cut
 //! off, or its task is gone for whatever reason; so counts fall exactly once, on every path.
 
+use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::deadline;
 use super::worker::{Here, Worker};
 use crate::metrics::NO_BACKEND;
+use crate::picker::Strategy;
 use crate::pool::{Endpoint, InFlight};
 use crate::report::{Failure, Report};
 
@@ -24,8 +25,17 @@ pub struct Meter {
     began: Instant,
     method: usize,
     status: u16,
-    attempt: Option<(InFlight, Instant)>,
+    attempt: Option<Attempt>,
+    /// Whether an attempt begins later than the request.
+    is_late: bool,
     counted: bool,
+}
+
+struct Attempt {
+    in_flight: InFlight,
+    began: Instant,
+    /// Whether its outcome has been added to the endpoint's latency.
+    observed: Cell<bool>,
 }
 
 impl Meter {
@@ -39,6 +49,7 @@ impl Meter {
             method: crate::metrics::method_index(method),
             status: CLIENT_LEFT,
             attempt: None,
+            is_late: false,
             counted: true,
         }
     }
@@ -48,17 +59,52 @@ impl Meter {
         self.counted = false;
     }
 
-    /// An attempt at an endpoint begins; one before it, if any, is over.
-    pub fn attempt(&mut self, endpoint: &Arc<Endpoint>) {
-        let began = if self.attempt.is_none() { self.began } else { deadline::look() };
-        self.attempt = Some((endpoint.begin(), began));
+    /// When the request's head was complete.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// An attempt at an endpoint begins, where it is in flight; one before it, if any, is over.
+    pub fn attempt(&mut self, in_flight: InFlight) {
+        let began = if self.is_late { deadline::look() } else { self.began };
+        self.is_late = true;
+        self.attempt = Some(Attempt { in_flight, began, observed: Cell::new(false) });
+    }
+
+    /// The current attempt is over, if there is one.
+    pub fn release(&mut self) -> Option<InFlight> {
+        self.is_late = true;
+        self.attempt.take().map(|attempt| attempt.in_flight)
     }
 
     /// The endpoint of the current attempt failed it. Says so to the control side.
     pub fn blame(&self, failure: Failure) {
-        if let Some((in_flight, began)) = &self.attempt {
-            let endpoint = in_flight.endpoint().key;
-            self.worker.reporter.report(Report { endpoint, failure, began: *began });
+        let Some(attempt) = &self.attempt else { return };
+        let endpoint = attempt.in_flight.endpoint().key;
+        self.worker.reporter.report(Report { endpoint, failure, began: attempt.began });
+        if failure != Failure::Reset {
+            self.observe(attempt, true);
+        }
+    }
+
+    /// The endpoint of the current attempt answered it with this status.
+    pub fn heard(&self, status: http::StatusCode) {
+        let Some(attempt) = &self.attempt else { return };
+        let endpoint = attempt.in_flight.endpoint();
+        if self.worker.limits.gateway_failures && matches!(status.as_u16(), 502..=504) {
+            endpoint.reached();
+            return self.blame(Failure::Gateway);
+        }
+        endpoint.answered();
+        self.observe(attempt, status.is_server_error() || status == http::StatusCode::TOO_MANY_REQUESTS);
+    }
+
+    /// Adds an attempt to its endpoint's latency, where that decides anything.
+    fn observe(&self, attempt: &Attempt, failed: bool) {
+        let picking = &self.here.table.routes.get(self.route).picking;
+        if picking.strategy == Strategy::PeakEwma && !attempt.observed.replace(true) {
+            let now = Instant::now();
+            attempt.in_flight.endpoint().observe(now.duration_since(attempt.began), failed, now);
         }
     }
 
@@ -68,8 +114,8 @@ impl Meter {
     }
 
     /// Who was asked last.
-    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
-        self.attempt.as_ref().map(|(in_flight, _)| in_flight.endpoint())
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.attempt.as_ref().map(|attempt| &**attempt.in_flight.endpoint())
     }
 
     /// The client gets this status.
@@ -84,7 +130,7 @@ impl Drop for Meter {
             return;
         }
         let (key, id) = match &self.attempt {
-            Some((in_flight, _)) => (in_flight.endpoint().key, &*in_flight.endpoint().id),
+            Some(Attempt { in_flight, .. }) => (in_flight.endpoint().key, &*in_flight.endpoint().id),
             None => (0, NO_BACKEND),
         };
         let route = &self.here.table.routes.get(self.route).name;

@@ -19,6 +19,7 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio_util::sync::CancellationToken;
 
 mod account;
+mod belonging;
 mod buffer;
 mod connection;
 mod course;

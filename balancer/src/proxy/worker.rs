@@ -28,6 +28,7 @@ use super::upstream::Upstreams;
 use crate::access::Pens;
 use crate::config::Limits;
 use crate::metrics::{Metrics, RequestSeries};
+use crate::pool::Gate;
 use crate::report::Reporter;
 use crate::table::Table;
 
@@ -50,6 +51,8 @@ pub struct Shared {
     pub table: Arc<ArcSwap<Table>>,
     /// Counts picks, so that round robin is one round over all workers.
     pub turn: Arc<AtomicUsize>,
+    /// Where requests wait for a slot.
+    pub gate: Arc<Gate>,
     /// Limits of the data path.
     pub limits: Limits,
     /// To the control side.
@@ -76,6 +79,8 @@ pub struct Worker {
     latest: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     here: RefCell<Rc<Here>>,
     turn: Arc<AtomicUsize>,
+    /// Where requests wait for a slot.
+    pub gate: Arc<Gate>,
     /// Limits of the data path.
     pub limits: Limits,
     /// To the control side.
@@ -115,6 +120,7 @@ impl Worker {
             latest: RefCell::new(Cache::new(shared.table.clone())),
             here: RefCell::new(Rc::new(Here { table: shared.table.load_full() })),
             turn: shared.turn.clone(),
+            gate: shared.gate.clone(),
             upstreams: Upstreams::new(&shared.limits, buffers.clone()),
             buffers,
             deadlines: Rc::default(),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::picker::Strategy;
+use crate::picker::Settings;
 
 /// The pattern of the route that takes everything; metrics call it by this name.
 pub const ALL: &str = "/";
@@ -22,7 +22,7 @@ pub struct Route {
     /// Its name in metrics and logs.
     pub name: Arc<str>,
     /// How endpoints are picked.
-    pub strategy: Strategy,
+    pub picking: Settings,
     /// Which of [`Routes::selectors`] they are picked from.
     pub selector: usize,
 }
@@ -46,9 +46,9 @@ impl Selector {
 
 impl Routes {
     /// One route, over all instances.
-    pub fn to_all(strategy: Strategy) -> Routes {
+    pub fn to_all(picking: impl Into<Settings>) -> Routes {
         Routes {
-            routes: vec![Route { name: ALL.into(), strategy, selector: 0 }],
+            routes: vec![Route { name: ALL.into(), picking: picking.into(), selector: 0 }],
             selectors: vec![Selector::default()],
         }
     }
@@ -56,8 +56,7 @@ impl Routes {
     /// One route, over the first of `selectors`.
     #[cfg(test)]
     pub fn over(selectors: Vec<Selector>) -> Routes {
-        let strategy = Strategy::RoundRobin;
-        Routes { routes: vec![Route { name: ALL.into(), strategy, selector: 0 }], selectors }
+        Routes { selectors, ..Routes::to_all(crate::picker::Strategy::RoundRobin) }
     }
 
     /// The instances that routes need.

@@ -32,6 +32,8 @@ pub struct Seen {
     pub sick: AtomicBool,
     /// Requests being served.
     pub open: AtomicUsize,
+    /// Most of them at a time.
+    pub open_max: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -158,7 +160,8 @@ struct Slow {
 }
 
 async fn slow(State(shared): State<Shared>, Query(slow): Query<Slow>) -> String {
-    shared.seen.open.fetch_add(1, Ordering::SeqCst);
+    let open = shared.seen.open.fetch_add(1, Ordering::SeqCst) + 1;
+    shared.seen.open_max.fetch_max(open, Ordering::SeqCst);
     let _open = Open(shared.seen.clone());
     tokio::time::sleep(Duration::from_millis(slow.ms)).await;
     shared.id

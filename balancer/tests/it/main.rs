@@ -10,6 +10,7 @@ mod bodies;
 mod client;
 mod failures;
 mod operation;
+mod picking;
 mod protocol;
 mod registry;
 mod routing;

@@ -73,6 +73,18 @@ impl Registry {
         });
     }
 
+    /// As [`Registry::register`], with further fields of an instance.
+    pub fn register_as(&self, id: &str, url: &str, fields: &Value) {
+        self.change(id, "PUT", |revision| {
+            let mut instance = json!({"id": id, "service": "web", "url": url, "healthPath": "/health",
+                "ttlMs": 30000, "weight": 100, "status": "UP", "regRev": revision.to_string(),
+                "modRev": revision.to_string()});
+            let known = instance.as_object_mut().unwrap();
+            known.extend(fields.as_object().unwrap().clone());
+            instance
+        });
+    }
+
     pub fn deregister(&self, id: &str) {
         self.change(id, "DELETE", |_| json!({"id": id, "service": "web"}));
     }

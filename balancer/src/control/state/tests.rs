@@ -10,6 +10,7 @@ use crate::route::Selector;
 ///     ok ID / bad ID / refused ID                 the answer to the latest probe order of ID
 ///     fail ID KIND [TIMES]                        reports of the proxy
 ///     reach ID                                    the proxy connects
+///     answer ID                                   the endpoint answers a request
 ///     tick                                        only time passes
 struct Script {
     state: State,
@@ -20,9 +21,13 @@ struct Script {
 }
 
 fn check(script: &str, want: Expect) {
+    check_under(Policy::default(), script, want);
+}
+
+fn check_under(policy: Policy, script: &str, want: Expect) {
     let start = Instant::now();
     let mut s = Script {
-        state: State::new(Policy::default()),
+        state: State::new(policy),
         start,
         rng: fastrand::Rng::with_seed(7),
         tickets: BTreeMap::new(),
@@ -92,6 +97,7 @@ impl Script {
             ["fail", id, kind] => self.fail(id, kind, 1, now),
             ["fail", id, kind, times] => self.fail(id, kind, times.parse().expect("a number"), now),
             ["reach", id] => self.state.members[id].endpoint.reached(),
+            ["answer", id] => self.state.members[id].endpoint.answered(),
             ["tick"] => {}
             _ => panic!("no such command: {words:?}"),
         }
@@ -114,6 +120,7 @@ impl Script {
             "unreachable" => Failure::Unreachable,
             "broke" => Failure::Broke,
             "reset" => Failure::Reset,
+            "gateway" => Failure::Gateway,
             _ => panic!("no such failure: {kind}"),
         };
         let endpoint = self.state.members[id].endpoint.key;
@@ -273,6 +280,57 @@ fn failing_requests_eject_for_a_while_but_never_the_last() {
             5300 tick                | a=unproven b=up; ejection over, not probed yet
             5301 ok a                | a=up b=up; probe passed"#]],
     );
+}
+
+#[test]
+fn failures_in_a_row_eject_whatever_their_share() {
+    let outlier = outlier::Policy { failures_min: None, in_a_row_max: Some(3), ..outlier::Policy::default() };
+    check_under(
+        Policy { outlier, ..Policy::default() },
+        "
+        0 reset a b
+        1 ok a
+        1 ok b
+        100 fail a gateway 2
+        101 answer a
+        102 ok a
+        103 fail a gateway 2
+        200 fail a broke
+        ",
+        expect![[r#"
+            0 reset a b              | a=unproven b=unproven; probe a b
+            1 ok a                   | a=up b=unproven; probe passed
+            1 ok b                   | a=up b=up; probe passed
+            100 fail a gateway 2     | a=up b=up; probe a
+            101 answer a             | a=up b=up
+            102 ok a                 | a=up b=up
+            103 fail a gateway 2     | a=up b=up
+            200 fail a broke         | a=ejected b=up; probe a; 3 failed requests in a row; ejected for 5 s"#]],
+    );
+}
+
+#[test]
+fn an_endpoint_that_came_up_takes_its_share_step_by_step() {
+    let window = Duration::from_secs(20);
+    let mut state = State::new(Policy { slow_start: window, ..Policy::default() });
+    let (start, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
+    let at = |ms| start + Duration::from_millis(ms);
+    let records = vec![record("a", None)];
+    state.apply(Change::Reset { revision: 1, records }, start);
+    let order = state.due(start).remove(0);
+    state.probed(&order.ticket, ProbeResult::Healthy, start, &mut rng);
+    let mut ramp = |ms| {
+        state.tick(at(ms));
+        let published = state.take_table().map(|t| t.pools[0].entries()[0].ramp);
+        let next = state.members["a"].next_ramp(window).map(|next| (next - start).as_millis());
+        (published, next)
+    };
+    assert_eq!(ramp(0), (Some(1), Some(4000)));
+    assert_eq!(ramp(3999), (None, Some(4000)));
+    assert_eq!(ramp(4000), (Some(2), Some(6000)));
+    assert_eq!(ramp(19_999), (Some(9), Some(20_000)));
+    assert_eq!(ramp(20_000), (Some(RAMP_FULL), None));
+    assert_eq!(ramp(90_000), (None, None));
 }
 
 #[test]

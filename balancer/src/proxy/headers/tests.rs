@@ -245,7 +245,8 @@ fn event_streams_are_known_by_their_type() {
 #[test]
 fn sessions_are_found_among_cookies() {
     let session = |lines: &str| {
-        session(&request("GET / HTTP/1.1", &format!("Host: a\n{lines}")).fields).map(str::to_owned)
+        cookie(&request("GET / HTTP/1.1", &format!("Host: a\n{lines}")).fields, "SESSIONID")
+            .map(str::to_owned)
     };
     assert_eq!(session("Cookie: SESSIONID=abc"), Some("abc".into()));
     assert_eq!(session("Cookie: a=b; SESSIONID=x=y; c=d"), Some("x=y".into()));
@@ -260,7 +261,7 @@ fn an_application_keeps_its_own_session_cookie() {
     let cookies = |line: &str| {
         let response = response(&format!("HTTP/1.1 200 OK\nContent-Length: 0\n{line}"));
         let framing = Framing::Length(0);
-        let session = Some("ours");
+        let session = Some("SESSIONID=ours");
         let to = Return { is_1_1: true, framing, keep_alive: true, session, upgrade: None, date: "now" };
         let mut out = Vec::new();
         to_downstream(&response, &to, &mut out);
