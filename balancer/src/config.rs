@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::access::Sink;
+use crate::control::record::Probe;
 use crate::control::state;
 use crate::picker::{self, Strategy};
 
@@ -164,6 +165,8 @@ pub struct Config {
     pub health: state::Policy,
     /// How long one probe may take.
     pub probe_timeout: Duration,
+    /// How instances are probed that do not say.
+    pub probe_method: Probe,
     /// Status codes of a passed probe.
     pub probe_statuses: Vec<u16>,
     /// Limits of the data path.
@@ -272,6 +275,7 @@ struct File {
     drain_grace: Option<Span>,
     max_connections: Option<usize>,
     access_log: Option<String>,
+    health_check_type: Option<picking::ProbeKind>,
     hash_on: Option<picking::HashKey>,
     hash_balance_factor: Option<u32>,
     sticky_secret: Option<OneOrMany>,
@@ -400,6 +404,7 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
         workers: within("workers", flags.workers.or(file.workers).unwrap_or(cores.max(2)), 1, 1024)?,
         state_dir: flags.state_dir.or(file.state_dir),
         probe_timeout: span("healthCheckTimeout", file.health_check_timeout, Duration::from_secs(2))?,
+        probe_method: file.health_check_type.map_or(Probe::Http, |kind| kind.0),
         probe_statuses: statuses(file.healthy_statuses.unwrap_or_else(|| vec![200]))?,
         health: state::Policy {
             interval: span("healthCheckInterval", file.health_check_interval, health.interval)?,
@@ -499,7 +504,8 @@ impl fmt::Display for Config {
         writeln!(f, "strategy  {}   workers {}", self.picking.strategy.name(), self.workers)?;
         writeln!(
             f,
-            "probes    every {}, time-out {}, path {}, healthy on {:?}, rise {}, fall {}",
+            "probes    {} every {}, time-out {}, path {}, healthy on {:?}, rise {}, fall {}",
+            self.probe_method.name(),
             span(self.health.interval),
             span(self.probe_timeout),
             self.health.health_path,

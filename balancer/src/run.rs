@@ -95,7 +95,11 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         policy: config.health.clone(),
         watch: client.watch(None),
         reports,
-        prober: Prober { timeout: config.probe_timeout, statuses: config.probe_statuses.clone() },
+        prober: Prober {
+            timeout: config.probe_timeout,
+            method: config.probe_method,
+            statuses: config.probe_statuses.clone(),
+        },
         store: store.context("cannot use the state directory")?,
         table: table.clone(),
         routes,

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::{Error, File, Flags, OneOrMany, Span, positive, within};
 use crate::control::outlier;
+use crate::control::record::Probe;
 use crate::picker::{HashOn, Queue, Settings, Signer, Strategy};
 use crate::pool::{Rules, Zones};
 
@@ -63,6 +64,19 @@ impl<'de> Deserialize<'de> for HashKey {
         };
         on.map(HashKey).ok_or_else(|| {
             serde::de::Error::custom(format!("hashOn is clientIp, header:NAME or cookie:NAME, not {text:?}"))
+        })
+    }
+}
+
+/// `healthCheckType`: `http`, `tcp` or `grpc`, in any case.
+#[derive(Debug, Clone, Copy)]
+pub struct ProbeKind(pub Probe);
+
+impl<'de> Deserialize<'de> for ProbeKind {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Probe::named(&text).map(ProbeKind).ok_or_else(|| {
+            serde::de::Error::custom(format!("healthCheckType is http, tcp or grpc, not {text:?}"))
         })
     }
 }

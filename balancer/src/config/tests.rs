@@ -73,7 +73,7 @@ fn mistakes_are_named_with_their_place() {
     refused(
         "port: 8080\nbanana: 1\n",
         expect![[
-            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue"#
+            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, healthCheckType, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue"#
         ]],
     );
     refused(
@@ -103,6 +103,7 @@ fn mistakes_are_named_with_their_place() {
 fn who_gets_a_request_can_be_told() {
     let config = resolved(
         "
+healthCheckType: GRPC
 strategy: consistent_hash
 hashOn: header:X-Cart
 hashBalanceFactor: 125
@@ -125,6 +126,7 @@ outlierDetection:
 ",
     )
     .expect("it is good");
+    assert_eq!(config.probe_method, Probe::Grpc);
     let picking = &config.picking;
     assert_eq!(picking.hash_on, picker::HashOn::Header("x-cart".into()));
     assert_eq!((picking.balance_percent, picking.requests_max, picking.queue.size), (125, 8, 20));
@@ -142,6 +144,10 @@ fn what_cannot_be_about_picking_is_refused() {
     refused(
         "hashOn: x-cart\n",
         expect![[r#"config.yaml:1:9: hashOn is clientIp, header:NAME or cookie:NAME, not "x-cart""#]],
+    );
+    refused(
+        "healthCheckType: icmp\n",
+        expect![[r#"config.yaml:1:18: healthCheckType is http, tcp or grpc, not "icmp""#]],
     );
     refused(
         "hashBalanceFactor: 80\n",

@@ -1,6 +1,12 @@
 //! From flux's words to ours: the only file that knows what an update of the registry looks like.
 
-use super::state::{Change, Event, Intent, Record};
+use super::record::{Change, Event, Intent, Probe, Record};
+
+/// The key of an instance's metadata that says how it is probed: `http`, `tcp` or `grpc`.
+const HEALTH_CHECK: &str = "health-check";
+
+/// The key that names the service a gRPC probe asks for.
+const HEALTH_CHECK_SERVICE: &str = "health-check-service";
 
 /// What `update` says, reduced to what a balancer uses.
 pub fn change(update: flux::Update) -> Change {
@@ -31,6 +37,8 @@ fn record(instance: &flux::Instance) -> Record {
         weight: instance.weight.max(1),
         zone: instance.zone.clone(),
         version: instance.version.clone(),
+        probe: instance.metadata.get(HEALTH_CHECK).and_then(|name| Probe::named(name)),
+        probe_service: instance.metadata.get(HEALTH_CHECK_SERVICE).cloned().unwrap_or_default(),
         intent: match instance.status {
             flux::Status::Up => Intent::Serve,
             flux::Status::Draining => Intent::Drain,

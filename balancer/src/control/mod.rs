@@ -5,8 +5,10 @@
 //! data path never delays a health decision, nor the other way round.
 
 pub mod discovery;
+mod member;
 pub mod outlier;
 pub mod probe;
+pub mod record;
 pub mod state;
 pub mod store;
 
@@ -26,7 +28,8 @@ use crate::report::Report;
 use crate::route::Routes;
 use crate::table::Table;
 use probe::Prober;
-use state::{Change, Policy, ProbeResult, State, Ticket};
+use record::Change;
+use state::{Policy, ProbeResult, State, Ticket};
 use store::{Saved, Store};
 
 /// Windows slide and counts are read at least this often.

@@ -13,85 +13,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::outlier::{self, Outlier};
+use super::member::{Member, Verdict};
+use super::outlier;
+use super::record::{Change, Event, Probe, Record};
 use crate::picker::Strategy;
-use crate::pool::{Address, Endpoint, Entry, Gate, Pool, RAMP_FULL, Rules, Standing};
-use crate::report::{Failure, Report};
+use crate::pool::{Endpoint, Gate, Pool, Rules, Standing};
+use crate::report::Report;
 use crate::route::Routes;
 use crate::table::Table;
 
 #[cfg(test)]
 mod tests;
-
-/// An instance as the catalog has it, reduced to what a balancer uses.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Record {
-    /// Unique in the catalog.
-    pub id: String,
-    /// The service it belongs to.
-    pub service: String,
-    /// Where it is.
-    pub url: String,
-    /// Path of its probe; empty for the default.
-    pub health_path: String,
-    /// Share of traffic, at least 1.
-    pub weight: u32,
-    /// Where it runs; empty if it does not say.
-    #[serde(default)]
-    pub zone: String,
-    /// Of its program; empty if it does not say.
-    #[serde(default)]
-    pub version: String,
-    /// What its owner wants.
-    pub intent: Intent,
-    /// Changes when the instance registers anew.
-    pub incarnation: u64,
-}
-
-/// Whether an instance wants requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Intent {
-    /// It does.
-    Serve,
-    /// It finishes what it has.
-    Drain,
-    /// It is being worked on.
-    Maintain,
-}
-
-/// A change of the catalog.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// Replaces everything.
-    Reset {
-        /// The catalog's revision.
-        revision: u64,
-        /// All records.
-        records: Vec<Record>,
-    },
-    /// What happened, in order.
-    Events {
-        /// The catalog's revision after them.
-        revision: u64,
-        /// The events.
-        events: Vec<Event>,
-    },
-    /// Nothing more up to this revision.
-    Progress {
-        /// The catalog's revision.
-        revision: u64,
-    },
-}
-
-/// One event of a [`Change::Events`].
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Registered or changed.
-    Put(Record),
-    /// Gone: deregistered, moved or expired.
-    Gone(String),
-}
 
 /// Least time from one probe of an endpoint to the next.
 const PROBE_GAP: Duration = Duration::from_millis(100);
@@ -145,8 +77,12 @@ pub struct ProbeOrder {
     pub ticket: Ticket,
     /// Whom to probe.
     pub endpoint: Arc<Endpoint>,
-    /// The path, base path included.
+    /// How, if the instance says.
+    pub method: Option<Probe>,
+    /// The path of a GET, base path included.
     pub path: String,
+    /// The service that gRPC is asked for.
+    pub grpc_service: String,
 }
 
 /// Ties a probe's result to the order it answers.
@@ -178,48 +114,6 @@ pub struct Notice {
     pub standing: Standing,
     /// Why.
     pub why: String,
-}
-
-/// Health as probes and connects have it; ejection and the owner's intent are separate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Unproven,
-    Up,
-    Failing,
-    Down,
-}
-
-struct Member {
-    record: Record,
-    endpoint: Arc<Endpoint>,
-    zone: Arc<str>,
-    /// Why the record cannot be used; such a member is never probed.
-    unusable: Option<String>,
-    verdict: Verdict,
-    why: String,
-    /// When `verdict` last became what it is.
-    since: Instant,
-    /// Probes in a row that contradict `verdict`.
-    contrary: u32,
-    /// Connects in vain since the endpoint was last reached.
-    connect_failures: u32,
-    /// [`Endpoint::times_reached`] as of the last of them.
-    reached_seen: u64,
-    /// Failed requests since the endpoint last answered one.
-    failures_in_a_row: u32,
-    /// [`Endpoint::times_answered`] as of the last of them.
-    answered_seen: u64,
-    /// How much of its weight is in effect, in tenths.
-    ramp: u8,
-    outlier: Outlier,
-    /// [`Endpoint::served`] as last fed to `outlier`.
-    served_seen: u64,
-    probe_due: Instant,
-    /// No probe before this, whatever happens: failing requests must not turn into a storm of probes.
-    probe_floor: Instant,
-    probe_running: Option<u64>,
-    /// Not in the last (empty) reset; gone at this time.
-    doomed_at: Option<Instant>,
 }
 
 /// The members of one service.
@@ -392,7 +286,9 @@ impl State {
             orders.push(ProbeOrder {
                 ticket: Ticket { id: id.clone(), number },
                 endpoint: member.endpoint.clone(),
+                method: member.record.probe,
                 path: member.probe_path(&self.policy.health_path),
+                grpc_service: member.record.probe_service.clone(),
             });
         }
         orders
@@ -573,222 +469,6 @@ impl State {
 
     fn id_of(&self, key: u64) -> Option<String> {
         self.members.iter().find(|(_, m)| m.endpoint.key == key).map(|(id, _)| id.clone())
-    }
-}
-
-impl Member {
-    fn new(key: u64, record: Record, gate: &Arc<Gate>, policy: &Policy, now: Instant) -> Member {
-        let (address, unusable) = match Address::parse(&record.url) {
-            Ok(address) => (address, None),
-            Err(e) => {
-                (Address { host: String::new(), port: 0, base_path: String::new() }, Some(e.to_string()))
-            }
-        };
-        Member {
-            endpoint: Arc::new(Endpoint::new(key, &record.id, &record.service, address).behind(gate.clone())),
-            zone: record.zone.as_str().into(),
-            record,
-            unusable,
-            verdict: Verdict::Unproven,
-            why: "not probed yet".into(),
-            since: now,
-            contrary: 0,
-            connect_failures: 0,
-            reached_seen: 0,
-            failures_in_a_row: 0,
-            answered_seen: 0,
-            ramp: RAMP_FULL,
-            outlier: Outlier::new(&policy.outlier, now),
-            served_seen: 0,
-            probe_due: now,
-            probe_floor: now,
-            probe_running: None,
-            doomed_at: None,
-        }
-    }
-
-    /// Takes a new record for the same place. A new incarnation is looked at right away: it may have come
-    /// back to life; and one that was not probed for a while is unproven again.
-    fn update(&mut self, record: Record, now: Instant) {
-        let was_probed = self.is_probed();
-        let reborn = record.incarnation != self.record.incarnation;
-        let moved = record.health_path != self.record.health_path;
-        if *self.zone != *record.zone {
-            self.zone = record.zone.as_str().into();
-        }
-        self.record = record;
-        self.doomed_at = None;
-        if self.is_probed() && !was_probed {
-            self.turn(Verdict::Unproven, "back in service, not probed yet".into(), now);
-        }
-        if reborn || moved || !was_probed {
-            self.probe_due = now;
-            self.probe_running = None;
-        }
-    }
-
-    fn entry(&self) -> Entry {
-        let (standing, why) = self.standing();
-        let weight = self.record.weight.max(1);
-        Entry {
-            ramp: self.ramp,
-            zone: self.zone.clone(),
-            ..Entry::new(self.endpoint.clone(), weight, standing, why)
-        }
-    }
-
-    /// How much of its weight is to be in effect: a tenth at first, and with each tenth of `window` another one. Envoy's
-    /// slow start, linear, in steps, since each is a new pool.
-    fn ramp_at(&self, window: Duration, now: Instant) -> u8 {
-        if window.is_zero() || self.verdict != Verdict::Up {
-            return RAMP_FULL;
-        }
-        let steps = now.saturating_duration_since(self.since).as_nanos() * u128::from(RAMP_FULL);
-        (steps / window.as_nanos()).clamp(1, u128::from(RAMP_FULL)) as u8
-    }
-
-    /// When that changes next.
-    fn next_ramp(&self, window: Duration) -> Option<Instant> {
-        (self.ramp < RAMP_FULL).then(|| self.since + window * u32::from(self.ramp + 1) / u32::from(RAMP_FULL))
-    }
-
-    fn is_probed(&self) -> bool {
-        self.unusable.is_none() && self.record.intent == Intent::Serve
-    }
-
-    fn probe_at(&self) -> Instant {
-        self.probe_due.max(self.probe_floor)
-    }
-
-    fn probe_path(&self, default: &str) -> String {
-        let path = if self.record.health_path.is_empty() { default } else { &self.record.health_path };
-        format!("{}/{}", self.endpoint.address.base_path, path.trim_start_matches('/'))
-    }
-
-    fn standing(&self) -> (Standing, String) {
-        if let Some(why) = &self.unusable {
-            return (Standing::Unusable, why.clone());
-        }
-        match self.record.intent {
-            Intent::Drain => return (Standing::Draining, "its owner drains it".into()),
-            Intent::Maintain => return (Standing::Maintenance, "its owner has it in maintenance".into()),
-            Intent::Serve => {}
-        }
-        let standing = match self.verdict {
-            Verdict::Up if self.outlier.ejected_until().is_some() => Standing::Ejected,
-            Verdict::Up => Standing::Up,
-            Verdict::Unproven => Standing::Unproven,
-            Verdict::Failing => Standing::Failing,
-            Verdict::Down => Standing::Down,
-        };
-        (standing, self.why.clone())
-    }
-
-    fn judge(&mut self, result: ProbeResult, policy: &Policy, now: Instant) {
-        match (result, self.verdict) {
-            (ProbeResult::Healthy, Verdict::Up) => {
-                self.contrary = 0;
-                self.connect_failures = 0;
-            }
-            (ProbeResult::Healthy, verdict) => {
-                self.contrary += 1;
-                if verdict == Verdict::Unproven || self.contrary >= policy.rise {
-                    self.turn(Verdict::Up, "probe passed".into(), now);
-                }
-            }
-            (ProbeResult::Refused, Verdict::Down) => self.contrary = 0,
-            (ProbeResult::Refused, _) => {
-                self.turn(Verdict::Down, "probe: connection refused".into(), now);
-            }
-            (ProbeResult::Unhealthy(why), Verdict::Up) => {
-                self.contrary += 1;
-                if self.contrary >= policy.fall {
-                    self.turn(Verdict::Failing, format!("probe: {why}"), now);
-                }
-            }
-            (ProbeResult::Unhealthy(why), Verdict::Failing) => {
-                self.contrary = 0;
-                self.why = format!("probe: {why}");
-            }
-            (ProbeResult::Unhealthy(why), Verdict::Unproven | Verdict::Down) => {
-                self.turn(Verdict::Failing, format!("probe: {why}"), now);
-            }
-        }
-    }
-
-    fn blame(&mut self, failure: Failure, policy: &Policy, now: Instant) {
-        match failure {
-            Failure::Refused => self.refuse("request: connection refused", now),
-            Failure::Unreachable => {
-                self.count_failure(now);
-                self.count_connect_failure();
-                if self.connect_failures >= policy.connect_failures_max {
-                    self.refuse("requests: cannot connect", now);
-                }
-            }
-            Failure::Broke | Failure::Silent | Failure::Gateway => {
-                self.count_failure(now);
-                self.probe_due = self.probe_due.min(now);
-            }
-            Failure::Reset => self.probe_due = self.probe_due.min(now),
-        }
-    }
-
-    /// Only failures in a row count: an endpoint that is reached in between is busy, not gone.
-    fn count_connect_failure(&mut self) {
-        let reached = self.endpoint.times_reached();
-        if reached != self.reached_seen {
-            self.reached_seen = reached;
-            self.connect_failures = 0;
-        }
-        self.connect_failures += 1;
-    }
-
-    /// Marks it down and looks again at once: the probe that may be under way started before.
-    fn refuse(&mut self, why: &str, now: Instant) {
-        if self.verdict != Verdict::Down {
-            self.turn(Verdict::Down, why.to_owned(), now);
-            self.probe_due = now;
-            self.probe_running = None;
-        }
-    }
-
-    fn turn(&mut self, verdict: Verdict, why: String, now: Instant) {
-        self.verdict = verdict;
-        self.why = why;
-        self.since = now;
-        self.contrary = 0;
-        self.connect_failures = 0;
-    }
-
-    /// Why it should be ejected, if it should.
-    fn deserves_ejection(&self, policy: &outlier::Policy) -> Option<String> {
-        let (window, in_a_row) = (policy.window.as_secs(), self.failures_in_a_row);
-        if policy.in_a_row_max.is_some_and(|max| in_a_row >= max) {
-            return Some(format!("{in_a_row} failed requests in a row"));
-        }
-        let failures = self.outlier.failures();
-        self.outlier
-            .deserves_ejection(policy)
-            .then(|| format!("{failures} failed requests within {window} s"))
-    }
-
-    fn count_failure(&mut self, now: Instant) {
-        self.outlier.failure(now);
-        let answered = self.endpoint.times_answered();
-        if std::mem::replace(&mut self.answered_seen, answered) != answered {
-            self.failures_in_a_row = 0;
-        }
-        self.failures_in_a_row += 1;
-    }
-
-    fn count_requests(&mut self, now: Instant) {
-        let served = self.endpoint.served();
-        let fresh = served - self.served_seen;
-        self.served_seen = served;
-        if fresh > 0 || self.outlier.failures() > 0 {
-            self.outlier.requests(fresh, now);
-        }
     }
 }
 

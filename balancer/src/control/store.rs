@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::Record;
+use super::record::Record;
 
 /// Raised when the file's meaning changes; other versions are not read.
 const VERSION: u32 = 1;

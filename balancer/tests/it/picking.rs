@@ -268,3 +268,16 @@ async fn a_backend_never_has_more_than_it_may_and_everybody_gets_through() {
     }
     assert_eq!(backends.iter().map(Backend::requests).sum::<usize>(), 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_says_how_it_is_probed() {
+    let registry = Registry::start().await;
+    // Accepts, and never says a word.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", mute.local_addr().unwrap());
+    registry.register_as("by-tcp", &url, &json!({"metadata": {"health-check": "tcp"}}));
+    registry.register("by-http", &url);
+    let lb = another(&registry, "healthCheckTimeout: 100ms\n", &["by-tcp"]).await;
+    eventually("it is probed by HTTP", async || lb.endpoint("by-http", "state").await == "failing").await;
+    assert_eq!(lb.endpoint("by-http", "why").await, "probe: no answer within 100ms");
+}

@@ -2,6 +2,9 @@ use expect_test::{Expect, expect};
 use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::*;
+use crate::control::record::Intent;
+use crate::pool::{Entry, RAMP_FULL};
+use crate::report::Failure;
 use crate::route::Selector;
 
 /// A state driven by a script; every line is `AT_MS COMMAND ...`, and the answer is the pool after each line.
@@ -46,6 +49,8 @@ fn record(id: &str, url: Option<&str>) -> Record {
         weight: 100,
         zone: String::new(),
         version: String::new(),
+        probe: None,
+        probe_service: String::new(),
         intent: Intent::Serve,
         incarnation: 1,
     }
