@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::listeners::Listener;
 use crate::access::Sink;
 use crate::control::record::Probe;
 use crate::control::state;
 use crate::picker::{self, Strategy};
 
 pub mod duration;
+pub mod listeners;
 mod picking;
 
 #[cfg(test)]
@@ -149,8 +151,8 @@ pub enum Task {
 pub struct Config {
     /// Of this balancer.
     pub name: String,
-    /// Where requests arrive.
-    pub listen: SocketAddr,
+    /// Where requests arrive; at least one.
+    pub listeners: Vec<Listener>,
     /// Where operators look.
     pub admin: SocketAddr,
     /// Registry nodes, as full URLs.
@@ -259,6 +261,7 @@ struct File {
     health_check_timeout: Option<Span>,
 
     host: Option<IpAddr>,
+    listeners: Option<Vec<listeners::Keys>>,
     admin: Option<SocketAddr>,
     name: Option<String>,
     workers: Option<usize>,
@@ -383,8 +386,18 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
     let picking = picking::settings(&flags, &file)?;
     let (rules, outlier) = (picking::rules(&flags, &file)?, picking::outliers(&file)?);
     let gateway_failures = picking::counts_gateway_errors(&file);
-    let host = flags.host.or(file.host).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let port = flags.port.or(file.port).unwrap_or(8080);
+    let (host, port) = (flags.host.or(file.host), flags.port.or(file.port));
+    let listeners = match file.listeners {
+        Some(_) if host.is_some() || port.is_some() => {
+            let what = "listeners says where requests arrive, and so does port or host: leave one out";
+            return Err(Error::Value(what.into()));
+        }
+        Some(keys) => listeners::resolve(keys)?,
+        None => {
+            let host = host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            vec![Listener::plain(SocketAddr::new(host, port.unwrap_or(8080)))]
+        }
+    };
     let admin = flags.admin.or(file.admin);
     let urls = match (flags.registry, file.service_registry_url) {
         (Some(urls), _) | (None, Some(OneOrMany::Many(urls))) => urls,
@@ -397,7 +410,7 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
     let health = state::Policy::default();
     Ok(Config {
         name: flags.name.or(file.name).unwrap_or_else(|| "balancer".to_owned()),
-        listen: SocketAddr::new(host, port),
+        listeners,
         admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8060))),
         registry: registry_urls(&urls)?,
         picking,
@@ -499,7 +512,9 @@ fn registry_url(text: &str) -> Result<String, Error> {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let span = |d: Duration| humantime::format_duration(d);
-        writeln!(f, "listen    http://{}   admin http://{}", self.listen, self.admin)?;
+        let listen = |l: &Listener| format!("{}://{}", l.scheme(), l.address);
+        let listen: Vec<String> = self.listeners.iter().map(listen).collect();
+        writeln!(f, "listen    {}   admin http://{}", listen.join(" "), self.admin)?;
         writeln!(f, "registry  {}", self.registry.join(", "))?;
         writeln!(f, "strategy  {}   workers {}", self.picking.strategy.name(), self.workers)?;
         writeln!(

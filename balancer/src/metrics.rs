@@ -32,7 +32,7 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OP
 pub const RETRY_REASONS: [&str; 4] = ["connect", "unsent", "stale", "broke"];
 
 /// Why a request was refused without asking an endpoint.
-pub const REFUSAL_REASONS: [&str; 5] = ["malformed", "method", "no_endpoint", "full", "waited"];
+pub const REFUSAL_REASONS: [&str; 6] = ["malformed", "method", "no_endpoint", "full", "waited", "handshake"];
 
 const REQUEST_LABELS: [&str; 5] = ["path", "method", "status", "backend_id", "strategy"];
 const BACKEND_LABELS: [&str; 2] = ["backend_host", "backend_id"];
@@ -55,6 +55,8 @@ pub struct Metrics {
     pub retries_unaffordable: IntCounter,
     /// Requests refused by the balancer itself, by why.
     pub refused: IntCounterVec,
+    /// Certificates that changed on disk, by whether they could be used.
+    pub tls_reloads: IntCounterVec,
     /// Endpoints taken out for failing requests.
     pub ejections: IntCounter,
     /// Connections to endpoints that could not be made.
@@ -136,6 +138,12 @@ impl Metrics {
                 "Requests not tried again because too many others were",
             ),
             refused: counters(r, "balancer_refused_total", "Requests refused by the balancer", &["reason"]),
+            tls_reloads: counters(
+                r,
+                "balancer_tls_reloads_total",
+                "Certificates that changed on disk",
+                &["result"],
+            ),
             ejections: counter(r, "balancer_ejections_total", "Endpoints ejected for failing requests"),
             connect_failures: counter(
                 r,
@@ -248,6 +256,9 @@ impl Metrics {
         self.series().backends.insert(NO_BACKEND.to_owned(), Backend::default());
         for reason in RETRY_REASONS {
             self.retries.with_label_values(&[reason]);
+        }
+        for result in ["done", "failed"] {
+            self.tls_reloads.with_label_values(&[result]);
         }
         for reason in REFUSAL_REASONS {
             self.refused.with_label_values(&[reason]);

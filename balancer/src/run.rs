@@ -34,12 +34,19 @@ const EXIT_CONFIG: u8 = 78;
 /// For the last lines of the access log, once everything else is done.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
+/// Between looks at the files of certificates.
+const CERTIFICATES_LOOKED_AT: Duration = Duration::from_secs(1);
+
 /// Runs the balancer until a signal ends it. Returns 0 after a clean stop, 78 for a configuration that cannot
 /// be used, 1 for anything else.
 pub fn main(args: Args) -> ExitCode {
     let config = match args.task() {
         Ok(Task::Run(config)) => config,
         Ok(Task::Checked(file, config)) => {
+            if let Err(error) = config.listeners.iter().try_for_each(proxy::check) {
+                eprintln!("error: {:#}", anyhow::Error::from(error));
+                return ExitCode::from(EXIT_CONFIG);
+            }
             println!("{} is good\n{config}", file.display());
             return ExitCode::SUCCESS;
         }
@@ -72,8 +79,12 @@ fn run(config: &Config) -> anyhow::Result<ExitCode> {
 
 async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let (address, listeners) = proxy::listen(config.listen, config.workers)
-        .with_context(|| format!("cannot listen on {} for requests", config.listen))?;
+    let listeners = config.listeners.iter().map(|listener| proxy::listen(listener, config.workers));
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let addresses = listeners.iter().zip(&config.listeners);
+    let addresses: Vec<String> =
+        addresses.map(|(bound, listener)| format!("{}://{}", listener.scheme(), bound.address)).collect();
+    let certificates: Vec<_> = listeners.iter().filter_map(proxy::Bound::certificates).collect();
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("cannot listen on {} for admin", config.admin))?;
@@ -128,17 +139,18 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         gate,
         limits: config.limits.clone(),
         reporter,
-        metrics,
+        metrics: metrics.clone(),
         exposition: Arc::new(move || exposition.exposition()),
         access: log.as_ref().map(Log::pens),
     };
-    let workers = Workers::new(proxy::spawn(listeners, &shared, &stop, &cut)?);
+    let workers = Workers::new(proxy::spawn(listeners, config.workers, &shared, &stop, &cut)?);
     let done = CancellationToken::new();
     let control = tokio::spawn(control.run(done.clone()));
     tokio::spawn(admin.clone().serve(admin_listener));
+    tokio::spawn(keep_up(certificates, metrics));
     info!(
         name = config.name,
-        http = %format_args!("http://{address}"),
+        http = %addresses.join(","),
         admin = %format_args!("http://{admin_address}"),
         strategy = config.picking.strategy.name(),
         workers = config.workers,
@@ -192,6 +204,33 @@ fn reopen_on_hangup(log: &Log) -> std::io::Result<tokio::task::JoinHandle<()>> {
             reopen();
         }
     }))
+}
+
+/// Loads certificates anew when their files change.
+async fn keep_up(certificates: Vec<Arc<proxy::Certificates>>, metrics: Arc<Metrics>) {
+    let mut stamps: Vec<_> = certificates.iter().map(|c| c.stamp()).collect();
+    let mut ticks = tokio::time::interval(CERTIFICATES_LOOKED_AT);
+    while !certificates.is_empty() {
+        ticks.tick().await;
+        for (certificates, stamp) in certificates.iter().zip(&mut stamps) {
+            let now = certificates.stamp();
+            if *stamp == now {
+                continue;
+            }
+            *stamp = now;
+            let result = match certificates.reload() {
+                Ok(()) => {
+                    info!("certificates loaded anew");
+                    "done"
+                }
+                Err(error) => {
+                    warn!(%error, "a changed certificate cannot be used; the one before stays in force");
+                    "failed"
+                }
+            };
+            metrics.tls_reloads.with_label_values(&[result]).inc();
+        }
+    }
 }
 
 /// The signals that end a process politely.

@@ -24,7 +24,7 @@ healthCheckTimeout: 300ms
 ",
     )
     .expect("it is good");
-    assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.listeners[0].address.to_string(), "0.0.0.0:8080");
     assert_eq!(config.picking.strategy, Strategy::LeastConnections);
     assert_eq!(config.registry, ["http://localhost:8081"]);
     assert_eq!(config.health.interval, Duration::from_secs(90));
@@ -36,7 +36,10 @@ healthCheckTimeout: 300ms
 fn nothing_at_all_is_a_configuration() {
     for text in ["", "\n# only a comment\n", "port: 8080"] {
         let config = resolved(text).expect("it is good");
-        assert_eq!((config.listen.port(), config.picking.strategy), (8080, Strategy::RoundRobin));
+        assert_eq!(
+            (config.listeners[0].address.port(), config.picking.strategy),
+            (8080, Strategy::RoundRobin)
+        );
         assert_eq!(config.probe_statuses, [200]);
         assert!(config.workers >= 2);
     }
@@ -60,7 +63,7 @@ fn flags_override_the_file() {
     let file = parse("f", "port: 1\nstrategy: sticky_sessions\nname: file").expect("it is good");
     let flags = Flags { port: Some(2), registry: Some(vec!["x:1".into()]), ..Flags::default() };
     let config = resolve(flags, file).expect("it is good");
-    assert_eq!((config.listen.port(), config.picking.strategy), (2, Strategy::StickySessions));
+    assert_eq!((config.listeners[0].address.port(), config.picking.strategy), (2, Strategy::StickySessions));
     assert_eq!((config.name.as_str(), config.registry[0].as_str()), ("file", "http://x:1"));
 }
 
@@ -73,7 +76,7 @@ fn mistakes_are_named_with_their_place() {
     refused(
         "port: 8080\nbanana: 1\n",
         expect![[
-            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, healthCheckType, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue"#
+            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, listeners, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, healthCheckType, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue"#
         ]],
     );
     refused(
@@ -95,6 +98,32 @@ fn mistakes_are_named_with_their_place() {
         expect![[r#""ftp://x" is not a registry URL; write http://host:port"#]],
     );
     refused("serviceRegistryURL: []\n", expect!["serviceRegistryURL names no registry"]);
+    refused(
+        "listeners: [{address: 127.0.0.1, tls: {certificates: []}}]\n",
+        expect!["config.yaml:1:23: invalid socket address syntax"],
+    );
+    refused(
+        "listeners:\n- address: 127.0.0.1:1\n  tls: {certificate: a}\n",
+        expect![[r#"config.yaml:3:9: unknown key "certificate", did you mean "certificates"?"#]],
+    );
+    refused(
+        "listeners: [{address: '127.0.0.1:1', tls: {certificates: []}}]\n",
+        expect!["listeners: 127.0.0.1:1: tls needs a certificate"],
+    );
+    refused(
+        "listeners: [{address: '127.0.0.1:1'}, {address: '127.0.0.1:1'}]\n",
+        expect!["listeners: 127.0.0.1:1 is there twice"],
+    );
+    refused(
+        "port: 1\nlisteners: [{address: '127.0.0.1:1'}]\n",
+        expect!["listeners says where requests arrive, and so does port or host: leave one out"],
+    );
+    refused(
+        "listeners: [{address: '127.0.0.1:1', proxyProtocolFrom: [10.0.0.1]}]\n",
+        expect![
+            "listeners: 127.0.0.1:1: proxyProtocolFrom says whose headers count, but proxyProtocol is not true"
+        ],
+    );
     refused("healthyStatuses: [700]\n", expect!["healthyStatuses must be from 100 to 599, not 700"]);
     refused("port: [\n", expect!["config.yaml:1:7: expected string scalar"]);
 }

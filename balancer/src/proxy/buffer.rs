@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// Room beyond the longest head, so that a page of 64 KiB and its head come in one read.
 const ROOM: usize = 4 * 1024;
@@ -94,7 +93,11 @@ impl Input {
     }
 
     /// Reads once. Ready with 0 at the end of the stream, or if there is no room because nothing was used.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
+    pub fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<io::Result<usize>> {
         self.make_room();
         let large = self.large.as_mut().expect("room was made in it");
         let mut free = ReadBuf::new(&mut large[self.to..]);
@@ -177,7 +180,7 @@ impl Output {
     pub fn send(
         &mut self,
         cx: &mut Context<'_>,
-        stream: &mut TcpStream,
+        stream: &mut (impl AsyncWrite + Unpin),
         slices: &[&[u8]],
     ) -> io::Result<usize> {
         let mut taken = 0;
@@ -202,8 +205,12 @@ impl Output {
         Ok(taken)
     }
 
-    /// Ready once the socket has taken everything.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<()>> {
+    /// Ready once the socket has taken everything, also what TLS has made of it.
+    pub fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
         while self.from < self.waiting.len() {
             match ready!(Pin::new(&mut *stream).poll_write(cx, &self.waiting[self.from..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -213,14 +220,14 @@ impl Output {
         if !self.is_empty() {
             *self = Output::default();
         }
-        Poll::Ready(Ok(()))
+        Pin::new(stream).poll_flush(cx)
     }
 }
 
 /// Writes `slices`, `len` bytes, with one call.
 fn write(
     cx: &mut Context<'_>,
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncWrite + Unpin),
     slices: &[&[u8]],
     len: usize,
 ) -> Poll<io::Result<usize>> {

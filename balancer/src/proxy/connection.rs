@@ -8,12 +8,12 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 use tracing::debug;
 
 use super::buffer::{Input, Output};
@@ -21,6 +21,7 @@ use super::deadline::{self, Deadline};
 use super::exchange;
 use super::headers::{self, Own, Return};
 use super::http1::{Event, Framing, Malformed, Pieces, Request, Requests};
+use super::stream::Stream;
 use super::worker::Worker;
 
 /// How long and how much is read before closing.
@@ -47,7 +48,7 @@ pub enum After {
 /// See the file's head.
 pub struct Client {
     /// Its socket.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// What it has sent and nobody has looked at.
     pub input: Input,
     /// What it has not taken yet.
@@ -72,9 +73,7 @@ enum Next {
 }
 
 /// Serves `stream` until it ends.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    // Failing to switch off Nagle's algorithm costs latency, nothing else.
-    let _ = stream.set_nodelay(true);
+pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr) {
     let now = deadline::now();
     let mut client = Client {
         stream,
@@ -209,19 +208,29 @@ impl Client {
         match after {
             After::Cut => {
                 // A body that ends with the connection would look whole.
-                let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+                let _ = socket2::SockRef::from(self.stream.socket()).set_linger(Some(Duration::ZERO));
             }
             After::Close | After::KeepAlive => {
-                let _ = self.stream.shutdown().await;
+                self.shut().await;
                 if !self.input.is_empty() {
                     self.linger().await;
                 }
             }
             After::Linger => {
-                let _ = self.stream.shutdown().await;
+                self.shut().await;
                 self.linger().await;
             }
         }
+    }
+
+    /// Says that nothing more comes. TLS says so with a message of its own, which the client may not take.
+    async fn shut(&mut self) {
+        let until = deadline::now() + LINGER;
+        poll_fn(|cx| match Pin::new(&mut self.stream).poll_shutdown(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => self.deadline.poll(cx, until),
+        })
+        .await;
     }
 
     /// Reads and drops what still comes, until the client closes or it has been enough.

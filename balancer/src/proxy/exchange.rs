@@ -151,6 +151,7 @@ impl Exchange<'_> {
         head.clear();
         let arrival = Arrival {
             client: &self.client.address,
+            scheme: self.client.stream.scheme(),
             base_path: &endpoint.address.base_path,
             host: &endpoint.authority,
             id: self.course.request_id(self.request),

@@ -17,6 +17,8 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 pub struct Arrival<'a> {
     /// The client's address.
     pub client: &'a str,
+    /// What it came by: `http` or `https`.
+    pub scheme: &'a str,
     /// The path in front of the request's own: empty or `/segment...`.
     pub base_path: &'a str,
     /// The host of a request that names none, as HTTP/1.0 allows; HTTP/1.1, which endpoints are spoken to in, does not.
@@ -68,7 +70,7 @@ pub fn to_upstream(request: &Request, arrival: &Arrival<'_>, out: &mut Vec<u8>) 
         field(out, b"x-forwarded-host", host);
     }
     if !named_proto {
-        field(out, b"x-forwarded-proto", b"http");
+        field(out, b"x-forwarded-proto", arrival.scheme.as_bytes());
     }
     field(out, b"x-request-id", arrival.id.as_bytes());
     if let Some(protocol) = request.upgrade() {

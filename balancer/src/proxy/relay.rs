@@ -8,7 +8,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 
 use super::buffer::Output;
 use super::connection::Client;
@@ -62,7 +62,7 @@ impl<'a> Slices<'a> {
 fn flush(
     cx: &mut Context<'_>,
     output: &mut Output,
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncWrite + Unpin),
     progress: &mut Instant,
 ) -> Poll<io::Result<()>> {
     let before = output.len();

@@ -8,15 +8,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 /// One side of a tunnel: its socket, and what it sent ahead of the switch.
-type Side<'a> = (&'a mut TcpStream, &'a mut Vec<u8>);
+type Side<'a, S> = (&'a mut S, &'a mut Vec<u8>);
 
 /// Joins both sides, which have switched.
-pub async fn run(downstream: Side<'_>, upstream: Side<'_>, idle: Duration) {
+pub async fn run(
+    downstream: Side<'_, impl AsyncRead + AsyncWrite + Unpin>,
+    upstream: Side<'_, impl AsyncRead + AsyncWrite + Unpin>,
+    idle: Duration,
+) {
     let last = Rc::new(Cell::new(Instant::now()));
     let mut down = Watched { stream: downstream.0, last: last.clone() };
     let mut up = Watched { stream: upstream.0, last: last.clone() };
@@ -39,12 +42,12 @@ async fn silence(last: &Cell<Instant>, idle: Duration) {
 }
 
 /// Notes when bytes last moved.
-struct Watched<'a> {
-    stream: &'a mut TcpStream,
+struct Watched<'a, S> {
+    stream: &'a mut S,
     last: Rc<Cell<Instant>>,
 }
 
-impl AsyncRead for Watched<'_> {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -58,7 +61,7 @@ impl AsyncRead for Watched<'_> {
     }
 }
 
-impl AsyncWrite for Watched<'_> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut *self.stream).poll_write(cx, buf);
         if result.is_ready() {

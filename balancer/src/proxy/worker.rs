@@ -22,6 +22,7 @@ use super::account::Sight;
 use super::buffer::Buffers;
 use super::connection;
 use super::deadline::Deadlines;
+use super::door::Door;
 use super::http1::{Request, Response};
 use super::retry::Budget;
 use super::upstream::Upstreams;
@@ -218,9 +219,9 @@ impl<T: Default> Spares<T> {
     }
 }
 
-/// Serves `listener` until `stop`, then lets what is in flight finish until `cut`. Blocks the thread.
+/// Serves `listeners` until `stop`, then lets what is in flight finish until `cut`. Blocks the thread.
 pub fn run(
-    listener: std::net::TcpListener,
+    listeners: Vec<(Arc<Door>, std::net::TcpListener)>,
     shared: &Shared,
     connections_max: usize,
     stop: CancellationToken,
@@ -229,7 +230,8 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let worker = Rc::new(Worker::new(shared));
     let ended = tokio::task::LocalSet::new().block_on(&runtime, async move {
-        let listener = TcpListener::from_std(listener)?;
+        let listeners = listeners.into_iter().map(|(door, l)| Ok((door, TcpListener::from_std(l)?)));
+        let listeners = listeners.collect::<std::io::Result<Vec<_>>>()?;
         let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
         let deadlines = worker.deadlines.clone();
         let clock = tokio::task::spawn_local(async move { deadlines.run().await });
@@ -239,7 +241,9 @@ pub fn run(
                 sight.flush().await;
             }
         });
-        serve(&worker, listener, connections_max, &stop).await;
+        let permits = Arc::new(Semaphore::new(connections_max));
+        let serving = listeners.into_iter().map(|(door, l)| serve(&worker, door, l, &permits, &stop));
+        futures_util::future::join_all(serving).await;
         worker.stopping.set(Some(Instant::now()));
         worker.deadlines.wake_all();
         worker.tasks.close();
@@ -268,8 +272,13 @@ async fn sweep(worker: Rc<Worker>) {
 
 /// Accepts until `stop`, and then what has already been accepted by the kernel: those clients believe that they
 /// are connected.
-async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usize, stop: &CancellationToken) {
-    let permits = Arc::new(Semaphore::new(connections_max));
+async fn serve(
+    worker: &Rc<Worker>,
+    door: Arc<Door>,
+    listener: TcpListener,
+    permits: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) {
     loop {
         let permit = tokio::select! {
             biased;
@@ -282,7 +291,7 @@ async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usiz
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => start(worker, stream, peer, permit),
+            Ok((stream, peer)) => start(worker, &door, stream, peer, permit),
             Err(error) => {
                 debug!(%error, "cannot accept");
                 worker.upstreams.sweep(&worker.here().table);
@@ -290,13 +299,18 @@ async fn serve(worker: &Rc<Worker>, listener: TcpListener, connections_max: usiz
             }
         }
     }
-    if let Err(error) = drain(worker, listener, &permits) {
+    if let Err(error) = drain(worker, &door, listener, permits) {
         debug!(%error, "cannot accept what was waiting");
     }
 }
 
 /// Accepts what waits in the kernel. Asks the kernel itself: the runtime may not have heard of all of it yet.
-fn drain(worker: &Rc<Worker>, listener: TcpListener, permits: &Arc<Semaphore>) -> std::io::Result<()> {
+fn drain(
+    worker: &Rc<Worker>,
+    door: &Arc<Door>,
+    listener: TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<()> {
     let listener = listener.into_std()?;
     while let Ok(permit) = permits.clone().try_acquire_owned() {
         let (stream, peer) = match listener.accept() {
@@ -304,23 +318,29 @@ fn drain(worker: &Rc<Worker>, listener: TcpListener, permits: &Arc<Semaphore>) -
             accepted => accepted?,
         };
         stream.set_nonblocking(true)?;
-        start(worker, TcpStream::from_std(stream)?, peer, permit);
+        start(worker, door, TcpStream::from_std(stream)?, peer, permit);
     }
     Ok(())
 }
 
 fn start(
     worker: &Rc<Worker>,
+    door: &Arc<Door>,
     stream: TcpStream,
     peer: SocketAddr,
     permit: tokio::sync::OwnedSemaphorePermit,
 ) {
-    let served = worker.clone();
+    let (served, door) = (worker.clone(), door.clone());
     worker.tasks.spawn_local(async move {
         served.metrics.connections.inc();
         // Counts down on a panic, too.
         let _open = Open(served.metrics.connections.clone(), permit);
-        connection::serve(served, stream, peer).await;
+        // Failing to switch off Nagle's algorithm costs latency, nothing else.
+        let _ = stream.set_nodelay(true);
+        match door.enter(stream, peer, served.limits.header_timeout).await {
+            Some((stream, client)) => connection::serve(served, stream, client).await,
+            None => served.metrics.refused.with_label_values(&["handshake"]).inc(),
+        }
     });
 }
 

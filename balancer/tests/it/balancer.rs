@@ -19,7 +19,10 @@ use crate::registry::Registry;
 const DEADLINE: Duration = Duration::from_secs(15);
 
 pub struct Balancer {
+    /// The first listener.
     pub http: SocketAddr,
+    /// All of them.
+    pub listeners: Vec<SocketAddr>,
     pub admin: SocketAddr,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
@@ -40,7 +43,11 @@ impl Balancer {
 
     /// With `config` as its config.yaml, if it is not empty; listens, but may not be ready.
     pub async fn spawn(args: &[&str], config: &str) -> Balancer {
-        let dir = tempfile::tempdir().unwrap();
+        Balancer::spawn_in(tempfile::tempdir().unwrap(), args, config).await
+    }
+
+    /// As [`Balancer::spawn`], with what else is in `dir`, where it runs.
+    pub async fn spawn_in(dir: tempfile::TempDir, args: &[&str], config: &str) -> Balancer {
         if !config.is_empty() {
             std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         }
@@ -58,12 +65,12 @@ impl Balancer {
         let mut addresses = None;
         eventually("it listens", async || {
             addresses =
-                log.lock().unwrap().iter().find_map(|l| Some((field(l, "http=")?, field(l, "admin=")?)));
+                log.lock().unwrap().iter().find_map(|l| Some((fields(l, "http=")?, fields(l, "admin=")?)));
             addresses.is_some()
         })
         .await;
-        let (http, admin) = addresses.unwrap();
-        Balancer { http, admin, child, log, output, _dir: dir }
+        let (listeners, admin) = addresses.unwrap();
+        Balancer { http: listeners[0], listeners, admin: admin[0], child, log, output, _dir: dir }
     }
 
     pub async fn ready(&self) -> bool {
@@ -203,7 +210,8 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-fn field(line: &str, name: &str) -> Option<SocketAddr> {
-    let rest = line.split(name).nth(1)?.strip_prefix("http://")?;
-    rest.split_whitespace().next()?.parse().ok()
+/// The addresses of the URLs that `name` has in `line`.
+fn fields(line: &str, name: &str) -> Option<Vec<SocketAddr>> {
+    let urls = line.split(name).nth(1)?.split_whitespace().next()?;
+    urls.split(',').map(|url| url.split_once("://")?.1.parse().ok()).collect()
 }

@@ -9,6 +9,7 @@ mod balancer;
 mod bodies;
 mod client;
 mod failures;
+mod listeners;
 mod operation;
 mod picking;
 mod protocol;

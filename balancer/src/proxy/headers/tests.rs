@@ -28,7 +28,7 @@ fn text(bytes: Vec<u8>) -> String {
 fn upstream_of(start: &str, lines: &str) -> String {
     let request = request(start, lines);
     let id = request_id(&request.fields).unwrap_or("fresh").to_owned();
-    let arrival = Arrival { client: "10.0.0.9", base_path: "/api", host: "b:80", id: &id };
+    let arrival = Arrival { client: "10.0.0.9", scheme: "http", base_path: "/api", host: "b:80", id: &id };
     let mut out = Vec::new();
     to_upstream(&request, &arrival, &mut out);
     text(out)
@@ -330,7 +330,7 @@ proptest! {
         let head = format!("{}\r\n\r\n", head.trim_end().replace('\n', "\r\n"));
         let mut request = Request::default();
         if request.parse(head.as_bytes()).is_ok() {
-            let arrival = Arrival { client: "1.1.1.1", base_path: "", host: "b", id: "id" };
+            let arrival = Arrival { client: "1.1.1.1", scheme: "http", base_path: "", host: "b", id: "id" };
             let mut out = Vec::new();
             to_upstream(&request, &arrival, &mut out);
             let mut again = Request::default();
