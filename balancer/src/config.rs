@@ -15,6 +15,7 @@ use crate::access::Sink;
 use crate::control::record::Probe;
 use crate::control::state;
 use crate::picker::{self, Strategy};
+use crate::trace;
 
 pub mod duration;
 pub mod listeners;
@@ -175,6 +176,19 @@ pub struct Config {
     pub limits: Limits,
     /// Where finished requests are told of.
     pub access_log: Option<Sink>,
+    /// What clients are told about the way of their requests.
+    pub telling: Telling,
+    /// What is traced.
+    pub tracing: Option<trace::Settings>,
+}
+
+/// What clients are told about the way of their requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Telling {
+    /// Route, endpoint, attempts and the pool's age, to requests with `x-balancer-debug: 1`.
+    pub debug_headers: bool,
+    /// `Server-Timing`, with every response.
+    pub server_timing: bool,
 }
 
 /// Limits of the data path. None is unlimited: whatever waits, waits for a bounded time.
@@ -288,6 +302,21 @@ struct File {
     outlier_detection: Option<picking::OutlierFile>,
     max_requests_per_endpoint: Option<u32>,
     queue: Option<picking::QueueFile>,
+    tracing: Option<Tracing>,
+    debug_headers: Option<bool>,
+    server_timing: Option<bool>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Tracing {
+    endpoint: String,
+    #[serde(default = "sample_ratio")]
+    sample_ratio: f64,
+}
+
+fn sample_ratio() -> f64 {
+    0.01
 }
 
 #[derive(Deserialize, Debug)]
@@ -447,7 +476,25 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
             ..defaults
         },
         access_log: sink(flags.access_log.or(file.access_log))?,
+        telling: Telling {
+            debug_headers: file.debug_headers.unwrap_or_default(),
+            server_timing: file.server_timing.unwrap_or_default(),
+        },
+        tracing: file.tracing.map(tracing).transpose()?,
     })
+}
+
+fn tracing(Tracing { endpoint, sample_ratio }: Tracing) -> Result<trace::Settings, Error> {
+    let sample_ratio = within("tracing.sampleRatio", sample_ratio, 0.0, 1.0)?;
+    let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+    let is_good = |uri: &http::Uri| uri.scheme_str() == Some("http") && uri.authority().is_some();
+    match url.parse().ok().filter(is_good) {
+        Some(endpoint) => Ok(trace::Settings { endpoint, sample_ratio }),
+        None => Err(Error::Value(format!(
+            "tracing.endpoint {endpoint:?} is not a collector's address; write http://host:4318, \
+             and for TLS put a collector beside this process"
+        ))),
+    }
 }
 
 fn sink(text: Option<String>) -> Result<Option<Sink>, Error> {

@@ -25,6 +25,7 @@ pub mod report;
 pub mod route;
 mod run;
 pub mod table;
+pub mod trace;
 
 pub use config::Args;
 pub use run::main;

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub access_log_dropped: IntCounter,
     /// Requests that wait for a slot at an endpoint.
     pub waiting: IntGauge,
+    /// Spans that no collector took.
+    pub spans_dropped: IntCounter,
     /// Connections of clients, upgraded ones included.
     pub connections: IntGauge,
     series: Mutex<Series>,
@@ -161,6 +163,7 @@ impl Metrics {
                 "Lines of the access log that could not be written",
             ),
             waiting: gauge(r, "balancer_requests_waiting", "Requests that wait for a slot at a backend"),
+            spans_dropped: counter(r, "balancer_spans_dropped_total", "Spans that no collector took"),
             connections: gauge(r, "balancer_downstream_connections", "Connections of clients"),
             series: Mutex::default(),
             strategy,

@@ -26,13 +26,14 @@ use crate::metrics::Metrics;
 use crate::pool::Gate;
 use crate::route::Routes;
 use crate::table::Table;
-use crate::{proxy, report};
+use crate::trace::export::Exporter;
+use crate::{proxy, report, trace};
 
 /// A configuration that cannot be used, as sysexits(3) has it.
 const EXIT_CONFIG: u8 = 78;
 
-/// For the last lines of the access log, once everything else is done.
-const LAST_LINES: Duration = Duration::from_secs(2);
+/// For the last spans, and for the last lines of the access log, once everything else is done.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Between looks at the files of certificates.
 const CERTIFICATES_LOOKED_AT: Duration = Duration::from_secs(1);
@@ -132,7 +133,16 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let log = log.transpose().context("cannot open the access log")?;
     let reopening = log.as_ref().map(reopen_on_hangup).transpose()?;
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-    let exposition = admin.clone();
+    let exported = CancellationToken::new();
+    let (tracer, exporter) = match &config.tracing {
+        None => (None, None),
+        Some(settings) => {
+            let (tracer, spans) = trace::channel(settings, metrics.spans_dropped.clone());
+            let exporter = Exporter::new(settings, &config.name, spans, metrics.spans_dropped.clone());
+            (Some(tracer), Some(tokio::spawn(exporter.run(exported.clone()))))
+        }
+    };
+    let (exposition, catalog) = (admin.clone(), admin.catalog.clone());
     let shared = proxy::Shared {
         table,
         turn: Arc::new(AtomicUsize::new(0)),
@@ -141,7 +151,10 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         reporter,
         metrics: metrics.clone(),
         exposition: Arc::new(move || exposition.exposition()),
+        telling: config.telling,
+        age: Arc::new(move || catalog.age()),
         access: log.as_ref().map(Log::pens),
+        tracer,
     };
     let workers = Workers::new(proxy::spawn(listeners, config.workers, &shared, &stop, &cut)?);
     let done = CancellationToken::new();
@@ -187,10 +200,16 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     done.cancel();
     let _ = control.await;
     drop(shared);
+    exported.cancel();
+    if let Some(exporter) = exporter
+        && tokio::time::timeout(LAST_WORDS, exporter).await.is_err()
+    {
+        warn!("the collector takes no spans; the last ones are lost");
+    }
     if let (Some(log), Some(reopening)) = (log, reopening) {
         reopening.abort();
         let _ = reopening.await;
-        log.close(LAST_LINES).await;
+        log.close(LAST_WORDS).await;
     }
     info!("stopped");
     Ok(ExitCode::SUCCESS)

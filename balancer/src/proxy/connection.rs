@@ -171,7 +171,8 @@ impl Client {
             sight.refused(&self.address, why.status().as_u16(), &why.to_string());
         }
         let text = format!("Bad request: {why}");
-        let own = Own { status: why.status(), kind: headers::PLAIN, text: text.as_bytes(), id: None };
+        let own =
+            Own { status: why.status(), kind: headers::PLAIN, text: text.as_bytes(), id: None, more: &[] };
         self.answer(&own, true, false, false).await;
         After::Linger
     }

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use prometheus::IntGauge;
@@ -20,8 +20,10 @@ use super::headers::{self, PLAIN};
 use super::http1::Request;
 use super::meter::Meter;
 use super::retry::{self, Fault, Plan, Step};
+use super::trail::Trail;
 use super::upstream::{ConnectError, HeadError};
 use super::worker::{Here, Worker};
+use crate::access::line::write;
 use crate::config::Limits;
 use crate::picker::{self, Ask, Missing, Strategy};
 use crate::pool::{Endpoint, InFlight, Ticket};
@@ -151,6 +153,11 @@ impl Course {
         self.fresh_id.as_deref().or_else(|| headers::request_id(&request.fields)).unwrap_or_default()
     }
 
+    /// Its trace, if it is traced here.
+    pub fn trail(&self) -> Option<&Trail> {
+        self.account.as_ref().and_then(|account| account.trail())
+    }
+
     /// The session that the client is told to keep to, as `NAME=VALUE`.
     pub fn session_to_give(&self) -> Option<&str> {
         self.belonging.cookie()
@@ -209,7 +216,7 @@ impl Course {
         left: retry::Upload,
     ) -> Option<Result<Arc<Endpoint>, Answer>> {
         if let Some(account) = &mut self.account {
-            account.failed(&endpoint.id, what);
+            account.failed(endpoint, what);
         }
         let Some(next) = self.after(fault, left, endpoint) else {
             self.because(fault.reason());
@@ -332,6 +339,39 @@ impl Course {
         why.to_string()
     }
 
+    /// Fields that tell the client about the way of its request, whole; none unless that is switched on.
+    pub fn facts(&self, request: &Request) -> Vec<u8> {
+        let telling = self.worker.telling;
+        let debug = telling.debug_headers && asks_for_facts(request);
+        let mut out = Vec::new();
+        if debug || telling.server_timing {
+            let ms = |took: Duration| took.as_secs_f64() * 1e3;
+            let (total, attempt) = self.meter.took();
+            write(&mut out, format_args!("server-timing: total;dur={:.3}", ms(total)));
+            if let Some(attempt) = attempt {
+                write(&mut out, format_args!(", upstream;dur={:.3}", ms(attempt)));
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+        if debug {
+            let endpoint = self.meter.endpoint();
+            let attempts = self.meter.attempts();
+            let revision = self.here.table.revision;
+            write(&mut out, format_args!("x-balancer-route: {}\r\n", visible(&self.route().name)));
+            if let Some(endpoint) = endpoint {
+                write(&mut out, format_args!("x-balancer-endpoint: {}\r\n", visible(&endpoint.id)));
+            }
+            write(
+                &mut out,
+                format_args!("x-balancer-attempts: {attempts}\r\nx-balancer-revision: {revision}\r\n"),
+            );
+            if let Some(age) = (self.worker.age)() {
+                write(&mut out, format_args!("x-balancer-pool-age: {:.3}\r\n", age.as_secs_f64()));
+            }
+        }
+        out
+    }
+
     /// Counts that the balancer refuses the request, for `reason`.
     pub fn refuse(&mut self, reason: &'static str) {
         self.worker.metrics.refused.with_label_values(&[reason]).inc();
@@ -398,9 +438,19 @@ impl Drop for Course {
         let end = End {
             status: self.meter.status(),
             route: &self.route().name,
-            endpoint: self.meter.endpoint().map(|endpoint| &*endpoint.id),
+            endpoint: self.meter.endpoint(),
             revision: self.here.table.revision,
         };
         sight.close(account, &end);
     }
+}
+
+/// Whether a client wants to know about the way of its request.
+fn asks_for_facts(request: &Request) -> bool {
+    request.fields.iter().any(|f| f.text.eq_ignore_ascii_case(b"x-balancer-debug") && f.value == b"1")
+}
+
+/// A name as a field's value may have it.
+fn visible(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }

@@ -31,7 +31,11 @@ const INTERIM_MAX: u32 = 16;
 pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Request) -> After {
     let mut response = worker.responses.take();
     let protocol = if request.is_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
-    let (course, answer) = Course::begin(worker, request, &Sender { address: &client.address, protocol });
+    let (course, answer) = Course::begin(
+        worker,
+        request,
+        &Sender { address: &client.address, protocol, scheme: client.stream.scheme() },
+    );
     let upload = Upload::new();
     let mut exchange = Exchange { worker, client, request, response: &mut response, course, upload };
     let after = match answer {
@@ -155,6 +159,7 @@ impl Exchange<'_> {
             base_path: &endpoint.address.base_path,
             host: &endpoint.authority,
             id: self.course.request_id(self.request),
+            trail: self.course.trail(),
         };
         headers::to_upstream(self.request, &arrival, &mut head);
     }
@@ -327,6 +332,10 @@ impl Exchange<'_> {
         let date = self.worker.date();
         let to = Return { is_1_1: self.request.is_1_1, framing, keep_alive, session, upgrade, date: &date };
         headers::to_downstream(self.response, &to, &mut head);
+        let facts = self.course.facts(self.request);
+        if !facts.is_empty() {
+            headers::add(&facts, &mut head);
+        }
     }
 
     /// Sends the response on, and what is left of the request. Fails with why it cannot.
@@ -419,7 +428,8 @@ impl Exchange<'_> {
         let id = Some(self.course.request_id(self.request))
             .filter(|_| status.is_server_error())
             .map(str::to_owned);
-        let own = Own { status, kind, text: text.as_bytes(), id: id.as_deref() };
+        let more = self.course.facts(self.request);
+        let own = Own { status, kind, text: text.as_bytes(), id: id.as_deref(), more: &more };
         let head_only = self.request.method == http::Method::HEAD;
         let taken = self.client.answer(&own, self.request.is_1_1, keep_alive, head_only).await;
         match (taken, keep_alive, is_read) {

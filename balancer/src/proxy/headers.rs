@@ -3,6 +3,7 @@
 //! RFC 9110 §7.6.1 (hop-by-hop fields) and §7.8 (upgrades), RFC 6265 (cookies).
 
 use super::http1::{Fields, Framing, Name, Request, Response, members};
+use super::trail::{self, Trail};
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,8 @@ pub struct Arrival<'a> {
     pub host: &'a str,
     /// Names the request in logs, here and at the endpoint.
     pub id: &'a str,
+    /// Its trace, if it is traced here; else what the client says of one passes as it is.
+    pub trail: Option<&'a Trail>,
 }
 
 /// Writes the head for an endpoint. Its body is framed as it came: by a length, or by chunks.
@@ -49,9 +52,13 @@ pub fn to_upstream(request: &Request, arrival: &Arrival<'_>, out: &mut Vec<u8>) 
             Name::XForwardedHost => named_host = true,
             Name::XForwardedProto => named_proto = true,
             Name::Other | Name::Trailer | Name::ContentType if nominated.has(f.text) => continue,
+            Name::Other if arrival.trail.is_some() && trail::is_ours(f.text) => continue,
             _ => {}
         }
         field(out, f.text, f.value);
+    }
+    if let Some(trail) = arrival.trail {
+        trail.write(out);
     }
     match request.framing {
         Framing::Length(n) => number(out, b"content-length", n),
@@ -140,6 +147,13 @@ pub fn to_downstream(response: &Response, to: &Return<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Adds `fields`, whole ones, to a head that has been written to its end.
+pub fn add(fields: &[u8], head: &mut Vec<u8>) {
+    head.truncate(head.len().saturating_sub(2));
+    head.extend_from_slice(fields);
+    head.extend_from_slice(b"\r\n");
+}
+
 /// An answer of the balancer's own.
 pub struct Own<'a> {
     /// The status.
@@ -150,6 +164,8 @@ pub struct Own<'a> {
     pub text: &'a [u8],
     /// The request's id, if there is a request.
     pub id: Option<&'a str>,
+    /// Further fields, whole.
+    pub more: &'a [u8],
 }
 
 /// Writes the whole of `own`; to a HEAD request without the text.
@@ -169,6 +185,7 @@ pub fn own(own: &Own<'_>, to: &Return<'_>, head_only: bool, out: &mut Vec<u8>) {
     if let Some(id) = own.id {
         field(out, b"x-request-id", id.as_bytes());
     }
+    out.extend_from_slice(own.more);
     connection(out, to.is_1_1, to.keep_alive);
     out.extend_from_slice(b"\r\n");
     if !head_only {

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::deadline;
 use super::worker::{Here, Worker};
@@ -28,6 +28,7 @@ pub struct Meter {
     attempt: Option<Attempt>,
     /// Whether an attempt begins later than the request.
     is_late: bool,
+    attempts: u32,
     counted: bool,
 }
 
@@ -50,6 +51,7 @@ impl Meter {
             status: CLIENT_LEFT,
             attempt: None,
             is_late: false,
+            attempts: 0,
             counted: true,
         }
     }
@@ -68,6 +70,7 @@ impl Meter {
     pub fn attempt(&mut self, in_flight: InFlight) {
         let began = if self.is_late { deadline::look() } else { self.began };
         self.is_late = true;
+        self.attempts += 1;
         self.attempt = Some(Attempt { in_flight, began, observed: Cell::new(false) });
     }
 
@@ -106,6 +109,18 @@ impl Meter {
             let now = Instant::now();
             attempt.in_flight.endpoint().observe(now.duration_since(attempt.began), failed, now);
         }
+    }
+
+    /// How long it has taken so far, and the current attempt at an endpoint of that.
+    pub fn took(&self) -> (Duration, Option<Duration>) {
+        let now = deadline::look();
+        let attempt = self.attempt.as_ref().map(|attempt| now.duration_since(attempt.began));
+        (now.duration_since(self.began), attempt)
+    }
+
+    /// How often an endpoint was asked.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
     }
 
     /// What the client got.

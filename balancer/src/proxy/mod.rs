@@ -36,6 +36,7 @@ mod relay;
 mod retry;
 mod stream;
 mod tls;
+mod trail;
 mod tunnel;
 mod upstream;
 mod worker;

@@ -27,11 +27,12 @@ use super::http1::{Request, Response};
 use super::retry::Budget;
 use super::upstream::Upstreams;
 use crate::access::Pens;
-use crate::config::Limits;
+use crate::config::{Limits, Telling};
 use crate::metrics::{Metrics, RequestSeries};
 use crate::pool::Gate;
 use crate::report::Reporter;
 use crate::table::Table;
+use crate::trace::Tracer;
 
 /// Between sweeps of idle connections.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -62,8 +63,14 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// What `/metrics` answers.
     pub exposition: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What clients are told about the way of their requests.
+    pub telling: Telling,
+    /// How old the catalog behind the table may be.
+    pub age: Arc<dyn Fn() -> Option<Duration> + Send + Sync>,
     /// Where finished requests are told of.
     pub access: Option<Pens>,
+    /// Where steps of traces are told of.
+    pub tracer: Option<Tracer>,
 }
 
 /// Endpoint, method, status.
@@ -90,6 +97,10 @@ pub struct Worker {
     pub metrics: Arc<Metrics>,
     /// What `/metrics` answers.
     pub exposition: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What clients are told about the way of their requests.
+    pub telling: Telling,
+    /// How old the catalog behind the table may be.
+    pub age: Arc<dyn Fn() -> Option<Duration> + Send + Sync>,
     /// Who looks at requests.
     pub sight: Option<Sight>,
     /// Connections to endpoints.
@@ -135,7 +146,9 @@ impl Worker {
             reporter: shared.reporter.clone(),
             metrics: shared.metrics.clone(),
             exposition: shared.exposition.clone(),
-            sight: shared.access.as_ref().map(|pens| Sight::new(pens.pen())),
+            telling: shared.telling,
+            age: shared.age.clone(),
+            sight: Sight::new(shared.access.as_ref().map(Pens::pen), shared.tracer.clone()),
             tasks: TaskTracker::new(),
             series: RefCell::default(),
         }

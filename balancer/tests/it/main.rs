@@ -18,3 +18,4 @@ mod routing;
 mod seeing;
 mod strict;
 mod syscalls;
+mod traces;

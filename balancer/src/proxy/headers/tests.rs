@@ -28,7 +28,8 @@ fn text(bytes: Vec<u8>) -> String {
 fn upstream_of(start: &str, lines: &str) -> String {
     let request = request(start, lines);
     let id = request_id(&request.fields).unwrap_or("fresh").to_owned();
-    let arrival = Arrival { client: "10.0.0.9", scheme: "http", base_path: "/api", host: "b:80", id: &id };
+    let arrival =
+        Arrival { client: "10.0.0.9", scheme: "http", base_path: "/api", host: "b:80", id: &id, trail: None };
     let mut out = Vec::new();
     to_upstream(&request, &arrival, &mut out);
     text(out)
@@ -285,7 +286,7 @@ fn own_answers_are_whole() {
         let to =
             Return { is_1_1, framing: Framing::Empty, keep_alive, session: None, upgrade: None, date: "now" };
         let mut out = Vec::new();
-        own(&Own { status, kind: PLAIN, text: b"text", id: Some("a") }, &to, head_only, &mut out);
+        own(&Own { status, kind: PLAIN, text: b"text", id: Some("a"), more: b"" }, &to, head_only, &mut out);
         text(out)
     };
     expect![[r#"
@@ -330,7 +331,7 @@ proptest! {
         let head = format!("{}\r\n\r\n", head.trim_end().replace('\n', "\r\n"));
         let mut request = Request::default();
         if request.parse(head.as_bytes()).is_ok() {
-            let arrival = Arrival { client: "1.1.1.1", scheme: "http", base_path: "", host: "b", id: "id" };
+            let arrival = Arrival { client: "1.1.1.1", scheme: "http", base_path: "", host: "b", id: "id", trail: None };
             let mut out = Vec::new();
             to_upstream(&request, &arrival, &mut out);
             let mut again = Request::default();
