@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use balancer::picker::{self, Ask, Key, Session, Settings, Strategy};
-use balancer::pool::{Address, Endpoint, Entry, InFlight, Pool, Standing};
+use balancer::pool::{Address, Endpoint, Entry, InFlight, Pool, Rules, Standing};
 
 const ROUNDS: usize = 41;
 const PICKS: u64 = 4_000;
@@ -112,6 +112,14 @@ fn main() -> ExitCode {
     black_box(fresh.owner(1));
     let table = began.elapsed() - build;
     println!("\na table for hashing over 1000 endpoints is built in {:.1} ms", table.as_secs_f64() * 1e3);
+    let (many, _held) = pool(10_000, &mut rng);
+    let rebuilds = (0..rounds).map(|i| {
+        let entries = many.entries().to_vec();
+        let began = Instant::now();
+        black_box(Pool::under(&Rules::default(), i as u64, entries, Some(&many)));
+        began.elapsed().as_secs_f64() * 1e3
+    });
+    println!("a pool of 10000 endpoints is built anew in {:.2} ms", median(rebuilds.collect()));
     if over && checks {
         eprintln!(
             "over the bound of {BOUND} ns, or {BOUND_OF_ALL} ns for least_connections, at 1000 endpoints"

@@ -13,15 +13,19 @@ const UNKNOWN: f32 = 1e9;
 /// Looks at all. Ties go to whoever's turn it is, so that idle endpoints share alike.
 pub fn least_connections<'a>(pool: &'a Pool, turn: usize, need: &Need<'_>) -> Option<&'a Entry> {
     let (before, from) = pool.slots().split_at(pool.scheduled(turn)?);
-    let mut best: Option<(&Slot, u32)> = None;
-    from.iter().chain(before).for_each(|slot| {
-        let load = slot.endpoint.in_flight();
-        let is_less = best.is_none_or(|(b, b_load)| lighter(load, slot.weight, b_load, b.weight).is_lt());
-        if is_less && load < need.requests_max && !need.tried.contains(&slot.endpoint.key) {
-            best = Some((slot, load));
+    let mut best: Option<&Slot> = None;
+    // More than anybody has.
+    let (mut least, mut weight) = (u32::MAX, 1);
+    for slots in [from, before] {
+        for slot in slots {
+            let load = slot.endpoint.in_flight();
+            let is_less = lighter(load, slot.weight, least, weight).is_lt();
+            if is_less && load < need.requests_max && !need.tried.contains(&slot.endpoint.key) {
+                (best, least, weight) = (Some(slot), load, slot.weight);
+            }
         }
-    });
-    best.map(|(slot, _)| pool.entry(slot))
+    }
+    best.map(|slot| pool.entry(slot))
 }
 
 /// The fewer in flight of two.

@@ -154,7 +154,7 @@ pub struct Pool {
     able_weight: u64,
     maglev: Arc<OnceLock<Maglev>>,
     /// Entries by the hash of their ids.
-    homes: OnceLock<Vec<(u64, u32)>>,
+    homes: Arc<OnceLock<Vec<(u64, u32)>>>,
     load: Load,
 }
 
@@ -206,11 +206,9 @@ impl Pool {
     }
 
     fn inherit(&mut self, before: &Pool) {
-        let shares = |pool: &Pool| -> Vec<(u64, u32, bool)> {
-            pool.entries.iter().map(|e| (e.endpoint.id_hash, e.weight, e.standing.tier().is_some())).collect()
-        };
-        if shares(self) == shares(before) {
-            self.maglev = before.maglev.clone();
+        let share = |e: &Entry| (e.endpoint.id_hash, e.weight, e.standing.tier().is_some());
+        if self.entries.iter().map(share).eq(before.entries.iter().map(share)) {
+            (self.maglev, self.homes) = (before.maglev.clone(), before.homes.clone());
         } else if before.maglev.get().is_some() {
             self.table();
         }

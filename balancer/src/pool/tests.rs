@@ -93,6 +93,16 @@ fn below_the_panic_threshold_all_that_may_serve_do() {
     assert_eq!(rotates(&[Failing, Down, Draining]), [Failing, Down]);
 }
 
+#[test]
+fn an_endpoint_that_starts_slowly_has_its_share_of_turns_and_no_more() {
+    let slow = Entry { ramp: 2, ..entry("a", 100, Standing::Up) };
+    let pool = Pool::new(1, vec![slow, entry("b", 100, Standing::Up)]);
+    let turns = (0..600).filter(|&turn| pool.scheduled(turn) == Some(0)).count();
+    assert_eq!(turns, 100);
+    let shares: Vec<f64> = pool.shares().map(|(_, share)| share).collect();
+    assert_eq!(shares, [2.0 / 12.0, 10.0 / 12.0]);
+}
+
 /// A table takes a millisecond: it is made only for those who need it, and kept for as long as it is true.
 #[test]
 fn a_table_is_kept_while_the_same_endpoints_share_in_it() {

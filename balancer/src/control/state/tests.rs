@@ -218,6 +218,34 @@ fn a_refused_request_takes_it_down_at_once_and_probes_bring_it_back_within_a_sec
     );
 }
 
+/// A reset may have been a time-out of its own, and says so little that only a probe decides; but that goes out at once.
+#[test]
+fn an_endpoint_that_resets_is_looked_at_at_once() {
+    check(
+        "
+        0 reset a b
+        1 ok a
+        1 ok b
+        1000 fail a reset
+        1001 refused a
+        1340 tick
+        1341 ok a
+        1680 tick
+        1681 ok a
+        ",
+        expect![[r#"
+            0 reset a b              | a=unproven b=unproven; probe a b
+            1 ok a                   | a=up b=unproven; probe passed
+            1 ok b                   | a=up b=up; probe passed
+            1000 fail a reset        | a=up b=up; probe a
+            1001 refused a           | a=down b=up; probe: connection refused
+            1340 tick                | a=down b=up; probe a
+            1341 ok a                | a=down b=up
+            1680 tick                | a=down b=up; probe a
+            1681 ok a                | a=up b=up; probe passed"#]],
+    );
+}
+
 #[test]
 fn three_connects_in_vain_take_it_down() {
     check(
