@@ -7,6 +7,7 @@
 pub mod discovery;
 mod member;
 pub mod outlier;
+mod pace;
 pub mod probe;
 pub mod record;
 pub mod state;
@@ -27,13 +28,18 @@ use crate::pool::{Gate, Standing};
 use crate::report::Report;
 use crate::route::Routes;
 use crate::table::Table;
+use pace::Pace;
 use probe::Prober;
 use record::Change;
-use state::{Policy, ProbeResult, State, Ticket};
+use state::{Policy, ProbeOrder, ProbeResult, State, Ticket};
 use store::{Saved, Store};
 
-/// Windows slide and counts are read at least this often.
-const TICK: Duration = Duration::from_secs(1);
+/// Probes under way at once; of the others none is late by more than these take.
+const PROBES_MAX: usize = 512;
+
+/// Time that is not spent saving, for each time that it took: a large catalog that changes all the time would keep the
+/// disk busy for nothing.
+const SAVING_REST: u32 = 20;
 
 /// Reports taken at once before publishing, so that a burst of them makes one pool.
 const REPORTS_PER_STEP: usize = 256;
@@ -76,8 +82,11 @@ pub struct Control {
     prober: Arc<Prober>,
     probes: JoinSet<(Ticket, ProbeResult)>,
     store: Option<Store>,
-    saving: JoinSet<()>,
+    saving: JoinSet<Duration>,
     unsaved: bool,
+    /// No further save before.
+    save_floor: Instant,
+    pace: Pace,
     table: Arc<ArcSwap<Table>>,
     routes: watch::Receiver<Arc<Routes>>,
     metrics: Arc<Metrics>,
@@ -112,7 +121,7 @@ enum Input {
     Report(Report),
     Routes(Arc<Routes>),
     Probed(Ticket, ProbeResult),
-    Saved,
+    Saved(Duration),
     Time,
 }
 
@@ -132,6 +141,8 @@ impl Control {
             store: parts.store,
             saving: JoinSet::new(),
             unsaved: false,
+            save_floor: Instant::now(),
+            pace: Pace::new(Instant::now()),
             table: parts.table,
             routes: parts.routes,
             metrics: parts.metrics,
@@ -161,15 +172,14 @@ impl Control {
     }
 
     async fn next(&mut self) -> Input {
-        let now = Instant::now();
-        let until = self.state.next_deadline().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
+        let until = self.pace.at();
         tokio::select! {
             update = self.watch.next() => Input::Update(update),
             Some(report) = self.reports.recv() => Input::Report(report),
             Ok(()) = self.routes.changed() => Input::Routes(self.routes.borrow_and_update().clone()),
             Some(Ok((ticket, result))) = self.probes.join_next() => Input::Probed(ticket, result),
-            Some(_) = self.saving.join_next() => Input::Saved,
-            () = tokio::time::sleep(until) => Input::Time,
+            Some(took) = self.saving.join_next() => Input::Saved(took.unwrap_or_default()),
+            () = tokio::time::sleep_until(until.into()) => Input::Time,
         }
     }
 
@@ -186,9 +196,10 @@ impl Control {
             }
             Input::Routes(routes) => self.state.lead(routes),
             Input::Probed(ticket, result) => self.state.probed(&ticket, result, now, &mut self.rng),
-            Input::Saved | Input::Time => {}
+            Input::Saved(took) => self.save_floor = now + took * SAVING_REST,
+            Input::Time => return,
         }
-        self.state.tick(now);
+        self.pace.happened();
     }
 
     fn learn(&mut self, update: flux::Update, now: Instant) {
@@ -207,6 +218,8 @@ impl Control {
 
     /// Carries out what the state wants: tells, publishes, probes, saves.
     fn act(&mut self) {
+        let now = Instant::now();
+        let orders = if self.pace.is_due(now) { self.look(now) } else { Vec::new() };
         for notice in self.state.take_notices() {
             let (instance, upstream, why) = (&notice.id, &notice.authority, &notice.why);
             match notice.standing {
@@ -221,7 +234,7 @@ impl Control {
             self.table.store(Arc::new(table));
             self.gate.changed();
         }
-        for order in self.state.due(Instant::now()) {
+        for order in orders {
             let prober = self.prober.clone();
             self.probes.spawn(async move {
                 let result = prober.probe(&order).await;
@@ -231,17 +244,26 @@ impl Control {
         self.save();
     }
 
+    /// Looks at all endpoints. Returns the probes that are due.
+    fn look(&mut self, now: Instant) -> Vec<ProbeOrder> {
+        self.state.tick(now);
+        let orders = self.state.due(now, PROBES_MAX.saturating_sub(self.probes.len()));
+        self.pace.looked(now, self.state.endpoints(), self.state.next_deadline());
+        orders
+    }
+
     fn save(&mut self) {
-        let Some(store) = self.store.as_ref().filter(|_| self.unsaved && self.saving.is_empty()) else {
-            return;
-        };
+        let may = self.unsaved && self.saving.is_empty() && self.save_floor <= Instant::now();
+        let Some(store) = self.store.as_ref().filter(|_| may) else { return };
         self.unsaved = false;
         let saved = Saved::new(self.state.revision(), self.state.records().cloned().collect());
         let store = store.clone();
         self.saving.spawn_blocking(move || {
+            let begun = Instant::now();
             if let Err(error) = store.save(&saved) {
                 warn!(%error, "cannot save the endpoints; a restart without a registry will know none");
             }
+            begun.elapsed()
         });
     }
 

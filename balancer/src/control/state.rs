@@ -271,10 +271,19 @@ impl State {
         ramped.iter().for_each(|service| self.touch(service));
     }
 
-    /// The probes to send now. Each counts as running until [`State::probed`] hears of it.
-    pub fn due(&mut self, now: Instant) -> Vec<ProbeOrder> {
+    /// How many endpoints there are.
+    pub fn endpoints(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The probes to send now, `max` at most; the others stay due. Each counts as running until [`State::probed`] hears
+    /// of it.
+    pub fn due(&mut self, now: Instant, max: usize) -> Vec<ProbeOrder> {
         let mut orders = Vec::new();
         for (id, member) in self.members.iter_mut().filter(|(_, m)| m.is_probed() && m.probe_at() <= now) {
+            if orders.len() >= max {
+                break;
+            }
             if member.probe_running.is_some() {
                 continue;
             }

@@ -29,7 +29,7 @@ fn order(port: u16, path: &str, method: Option<Probe>) -> ProbeOrder {
     let mut state = State::new(Policy::default());
     let now = std::time::Instant::now();
     state.apply(Change::Events { revision: 1, events: vec![Event::Put(record)] }, now);
-    state.due(now).remove(0)
+    state.due(now, 1).remove(0)
 }
 
 fn prober(method: Probe) -> Prober {

@@ -62,7 +62,8 @@ impl Script {
         let now = self.start + Duration::from_millis(words[0].parse().expect("a time in ms"));
         self.command(&words[1..], now);
         self.state.tick(now);
-        let probes: Vec<String> = self.state.due(now).into_iter().map(|o| self.order(o)).collect();
+        let probes: Vec<String> =
+            self.state.due(now, usize::MAX).into_iter().map(|o| self.order(o)).collect();
         let notices: Vec<String> = self.state.take_notices().iter().map(|n| n.why.clone()).collect();
         let mut out = format!("{line:<24} |");
         for e in self.state.table().entries() {
@@ -350,7 +351,7 @@ fn an_endpoint_that_came_up_takes_its_share_step_by_step() {
     let at = |ms| start + Duration::from_millis(ms);
     let records = vec![record("a", None)];
     state.apply(Change::Reset { revision: 1, records }, start);
-    let order = state.due(start).remove(0);
+    let order = state.due(start, usize::MAX).remove(0);
     state.probed(&order.ticket, ProbeResult::Healthy, start, &mut rng);
     let mut ramp = |ms| {
         state.tick(at(ms));
@@ -577,7 +578,7 @@ proptest! {
                 Op::Wait(ms) => now += Duration::from_millis(ms),
             }
             state.tick(now);
-            for order in state.due(now) {
+            for order in state.due(now, usize::MAX) {
                 tickets.insert(order.endpoint.id.to_string(), order.ticket);
             }
             let table = state.table();
