@@ -6,9 +6,11 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
 
 use self::listeners::Listener;
 use crate::access::Sink;
@@ -17,10 +19,17 @@ use crate::control::state;
 use crate::picker::{self, Strategy};
 use crate::trace;
 
+use crate::route::{self, Routes};
+
 pub mod duration;
 pub mod listeners;
 mod picking;
+mod routes;
+mod schema;
 
+#[cfg(test)]
+#[path = "config/reference_tests.rs"]
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -180,6 +189,12 @@ pub struct Config {
     pub telling: Telling,
     /// What is traced.
     pub tracing: Option<trace::Settings>,
+    /// Where requests go.
+    pub routes: Arc<Routes>,
+    /// A line for each configured route, for people.
+    pub route_lines: Vec<String>,
+    /// What is allowed and probably not meant.
+    pub warnings: Vec<String>,
 }
 
 /// What clients are told about the way of their requests.
@@ -305,6 +320,11 @@ struct File {
     tracing: Option<Tracing>,
     debug_headers: Option<bool>,
     server_timing: Option<bool>,
+    routes: Option<Vec<Spanned<schema::RouteFile>>>,
+
+    /// Where it was read.
+    #[serde(skip)]
+    origin: String,
 }
 
 #[derive(Deserialize, Debug)]
@@ -340,6 +360,7 @@ impl<'de> Deserialize<'de> for RegistryType {
     }
 }
 
+/// A duration, as Go writes it.
 #[derive(Debug, Clone, Copy)]
 struct Span(Duration);
 
@@ -361,10 +382,15 @@ fn parse(path: &str, text: &str) -> Result<File, Error> {
     if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
         return Ok(File::default());
     }
-    serde_saphyr::from_str(text).map_err(|e| {
-        let place = e.location().map_or(String::new(), |l| format!("{}:{}: ", l.line(), l.column()));
-        Error::Parse { path: path.to_owned(), place, message: explain(e.without_snippet()) }
-    })
+    let read: Result<File, _> = serde_saphyr::from_str(text);
+    let file = read.map_err(|e| misplaced(path, e.location(), explain(e.without_snippet())))?;
+    Ok(File { origin: path.to_owned(), ..file })
+}
+
+fn misplaced(path: &str, at: Option<Location>, message: String) -> Error {
+    let at = at.filter(|l| l.line() > 0);
+    let place = at.map_or(String::new(), |l| format!("{}:{}: ", l.line(), l.column()));
+    Error::Parse { path: path.to_owned(), place, message }
 }
 
 fn explain(error: &serde_saphyr::Error) -> String {
@@ -412,9 +438,18 @@ fn edits(a: &str, b: &str) -> usize {
 }
 
 fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
-    let picking = picking::settings(&flags, &file)?;
     let (rules, outlier) = (picking::rules(&flags, &file)?, picking::outliers(&file)?);
     let gateway_failures = picking::counts_gateway_errors(&file);
+    let defaults = Limits::default();
+    let span = |key: &str, span: Option<Span>, default| positive(key, span.map_or(default, |s| s.0));
+    let of_routes = route::Limits {
+        response_timeout: span("responseTimeout", file.response_timeout, defaults.response_timeout)?,
+        body_idle: span("bodyIdleTimeout", file.body_idle_timeout, defaults.body_idle)?,
+        tunnel_idle: span("tunnelIdleTimeout", file.tunnel_idle_timeout, defaults.tunnel_idle)?,
+        total: None,
+    };
+    let picking = picking::settings(&flags, &file)?;
+    let compiled = compile(&file, &picking, &of_routes)?;
     let (host, port) = (flags.host.or(file.host), flags.port.or(file.port));
     let listeners = match file.listeners {
         Some(_) if host.is_some() || port.is_some() => {
@@ -434,8 +469,6 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
         (None, None) => vec!["http://127.0.0.1:8081".to_owned()],
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let defaults = Limits::default();
-    let span = |key: &str, span: Option<Span>, default| positive(key, span.map_or(default, |s| s.0));
     let health = state::Policy::default();
     Ok(Config {
         name: flags.name.or(file.name).unwrap_or_else(|| "balancer".to_owned()),
@@ -443,6 +476,9 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
         admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8060))),
         registry: registry_urls(&urls)?,
         picking,
+        routes: Arc::new(compiled.routes),
+        route_lines: compiled.lines,
+        warnings: compiled.warnings,
         workers: within("workers", flags.workers.or(file.workers).unwrap_or(cores.max(2)), 1, 1024)?,
         state_dir: flags.state_dir.or(file.state_dir),
         probe_timeout: span("healthCheckTimeout", file.health_check_timeout, Duration::from_secs(2))?,
@@ -462,9 +498,9 @@ fn resolve(flags: Flags, file: File) -> Result<Config, Error> {
             header_timeout: span("headerTimeout", file.header_timeout, defaults.header_timeout)?,
             keep_alive: span("keepAliveTimeout", file.keep_alive_timeout, defaults.keep_alive)?,
             connect_timeout: span("connectTimeout", file.connect_timeout, defaults.connect_timeout)?,
-            response_timeout: span("responseTimeout", file.response_timeout, defaults.response_timeout)?,
-            body_idle: span("bodyIdleTimeout", file.body_idle_timeout, defaults.body_idle)?,
-            tunnel_idle: span("tunnelIdleTimeout", file.tunnel_idle_timeout, defaults.tunnel_idle)?,
+            response_timeout: of_routes.response_timeout,
+            body_idle: of_routes.body_idle,
+            tunnel_idle: of_routes.tunnel_idle,
             gateway_failures,
             drain_grace: file.drain_grace.map_or(defaults.drain_grace, |s| s.0),
             connections_max: within(
@@ -503,6 +539,23 @@ fn sink(text: Option<String>) -> Result<Option<Sink>, Error> {
         Some("stdout") => Ok(Some(Sink::Stdout)),
         Some("") => Err(Error::Value("accessLog is empty: write off, stdout or a file's path".into())),
         Some(path) => Ok(Some(Sink::File(path.into()))),
+    }
+}
+
+/// The routes that `file` has; without any the one that leads everywhere.
+fn compile(
+    file: &File,
+    picking: &picker::Settings,
+    limits: &route::Limits,
+) -> Result<routes::Compiled, Error> {
+    let (picking, limits) = (picking.clone(), limits.clone());
+    match &file.routes {
+        Some(list) => routes::compile(list, &routes::Defaults { picking, limits })
+            .map_err(|flaw| misplaced(&file.origin, Some(flaw.at), flaw.message)),
+        None => {
+            let routes = Routes::to_all(picking, limits);
+            Ok(routes::Compiled { routes, lines: Vec::new(), warnings: Vec::new() })
+        }
     }
 }
 
@@ -583,6 +636,13 @@ impl fmt::Display for Config {
             span(self.limits.body_idle),
             span(self.limits.drain_grace),
             self.limits.connections_max,
-        )
+        )?;
+        for line in &self.route_lines {
+            write!(f, "\nroute     {line}")?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\nwarning   {warning}")?;
+        }
+        Ok(())
     }
 }

@@ -14,8 +14,8 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::picker::Strategy;
 use crate::pool::{Pool, Standing};
+use crate::route::{Route, Routes};
 use crate::table::Table;
 
 mod traffic;
@@ -32,7 +32,8 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OP
 pub const RETRY_REASONS: [&str; 4] = ["connect", "unsent", "stale", "broke"];
 
 /// Why a request was refused without asking an endpoint.
-pub const REFUSAL_REASONS: [&str; 6] = ["malformed", "method", "no_endpoint", "full", "waited", "handshake"];
+pub const REFUSAL_REASONS: [&str; 9] =
+    ["malformed", "method", "no_endpoint", "full", "waited", "handshake", "no_route", "path", "rate_limit"];
 
 const REQUEST_LABELS: [&str; 5] = ["path", "method", "status", "backend_id", "strategy"];
 const BACKEND_LABELS: [&str; 2] = ["backend_host", "backend_id"];
@@ -41,7 +42,6 @@ const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 /// All metrics. Fields that need more than `inc` or `set` are private behind a method.
 pub struct Metrics {
     registry: Registry,
-    strategy: Strategy,
     request_duration: HistogramVec,
     requests: IntCounterVec,
     backend_status: IntGaugeVec,
@@ -80,15 +80,17 @@ struct Series {
     backends: HashMap<String, Backend>,
     /// Of the table that was followed last.
     services: BTreeMap<Arc<str>, Arc<Pool>>,
-    /// What the series of backends that have gone came to.
+    /// Of the same table; before the first one there are none.
+    routes: Option<Arc<Routes>>,
+    /// What the series that have gone came to.
     gone: Traffic,
 }
 
 #[derive(Default)]
 struct Backend {
     authority: String,
-    /// Route, method and status of its request series.
-    requests: Vec<(String, &'static str, String)>,
+    /// Route, strategy, method and status of its request series.
+    requests: Vec<(Arc<str>, &'static str, &'static str, String)>,
 }
 
 /// The two series a finished request counts in.
@@ -100,9 +102,15 @@ pub struct RequestSeries {
     pub total: IntCounter,
 }
 
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
 impl Metrics {
     /// Registers everything with a registry of its own.
-    pub fn new(strategy: Strategy) -> Metrics {
+    pub fn new() -> Metrics {
         let registry = Registry::new();
         let r = &registry;
         let duration = HistogramOpts::new(
@@ -166,7 +174,6 @@ impl Metrics {
             spans_dropped: counter(r, "balancer_spans_dropped_total", "Spans that no collector took"),
             connections: gauge(r, "balancer_downstream_connections", "Connections of clients"),
             series: Mutex::default(),
-            strategy,
             registry: registry.clone(),
         };
         metrics.preset();
@@ -182,6 +189,7 @@ impl Metrics {
     /// only.
     pub fn follow(&self, table: &Table) {
         let mut series = self.series();
+        self.follow_routes(&mut series, &table.routes);
         let before = std::mem::replace(&mut series.services, table.services.clone());
         let same = |name: &str, pool: &Arc<Pool>| before.get(name).is_some_and(|b| Arc::ptr_eq(b, pool));
         let fresh: Vec<&Arc<Pool>> =
@@ -207,17 +215,42 @@ impl Metrics {
         self.pool_revision.set(table.revision as i64);
     }
 
-    /// The series of a finished request; `None` if its backend is gone. Slow: keep what it returns.
-    pub fn request(&self, route: &str, method: usize, status: u16, backend: &str) -> Option<RequestSeries> {
+    /// Removes the series of routes that are not there any more.
+    fn follow_routes(&self, series: &mut Series, routes: &Arc<Routes>) {
+        if series.routes.as_ref().is_some_and(|before| Arc::ptr_eq(before, routes)) {
+            return;
+        }
+        series.routes = Some(routes.clone());
+        let here: HashSet<(&str, &str)> =
+            routes.all().iter().map(|r| (&*r.name, r.picking.strategy.name())).collect();
+        for (id, backend) in &mut series.backends {
+            backend.requests.retain(|(route, strategy, method, status)| {
+                let stays = here.contains(&(&**route, *strategy));
+                if !stays {
+                    let labels = [&**route, *method, status.as_str(), id.as_str(), *strategy];
+                    self.remove_requests(&labels, &mut series.gone);
+                }
+                stays
+            });
+        }
+        series.gone.by_route.retain(|name, _| routes.all().iter().any(|r| *r.name == **name));
+    }
+
+    /// The series of a finished request; `None` if its backend or its route is gone. Slow: keep what it returns.
+    pub fn request(&self, route: &Route, method: usize, status: u16, backend: &str) -> Option<RequestSeries> {
         let (method, status) = (method_name(method), status.to_string());
-        let labels = [route, method, &status, backend, self.strategy.name()];
+        let strategy = route.picking.strategy.name();
+        let labels = [&*route.name, method, &status, backend, strategy];
         let mut series = self.series();
+        if series.routes.as_ref().is_some_and(|routes| !is_routed(routes, &route.name, strategy)) {
+            return None;
+        }
         let known = series.backends.get_mut(backend)?;
         let found = RequestSeries {
             duration: self.request_duration.with_label_values(&labels),
             total: self.requests.with_label_values(&labels),
         };
-        let entry = (route.to_owned(), method, status);
+        let entry = (route.name.clone(), strategy, method, status);
         if !known.requests.contains(&entry) {
             known.requests.push(entry);
         }
@@ -270,15 +303,18 @@ impl Metrics {
 
     fn remove(&self, id: &str, backend: Backend, gone: &mut Traffic) {
         self.remove_gauges(id, &backend.authority);
-        for (route, method, status) in backend.requests {
-            let labels = [route.as_str(), method, &status, id, self.strategy.name()];
-            if let Ok(duration) = self.request_duration.get_metric_with_label_values(&labels) {
-                gone.add(&duration.metric());
-            }
-            // An error means that the series is not there, which is what is wanted.
-            let _ = self.request_duration.remove_label_values(&labels);
-            let _ = self.requests.remove_label_values(&labels);
+        for (route, strategy, method, status) in backend.requests {
+            self.remove_requests(&[&*route, method, status.as_str(), id, strategy], gone);
         }
+    }
+
+    fn remove_requests(&self, labels: &[&str; 5], gone: &mut Traffic) {
+        if let Ok(duration) = self.request_duration.get_metric_with_label_values(labels) {
+            gone.add(&duration.metric());
+        }
+        // An error means that the series is not there, which is what is wanted.
+        let _ = self.request_duration.remove_label_values(labels);
+        let _ = self.requests.remove_label_values(labels);
     }
 
     fn remove_gauges(&self, id: &str, authority: &str) {
@@ -290,6 +326,11 @@ impl Metrics {
         // What it guards is whole after every statement, so a panic elsewhere does not spoil it.
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether there is a route of this name and strategy.
+fn is_routed(routes: &Routes, name: &str, strategy: &str) -> bool {
+    routes.all().iter().any(|r| *r.name == *name && r.picking.strategy.name() == strategy)
 }
 
 /// The number of `method` for [`Metrics::request`]; all unknown methods share one.

@@ -24,7 +24,6 @@ use crate::control::store::Store;
 use crate::control::{Control, Parts};
 use crate::metrics::Metrics;
 use crate::pool::Gate;
-use crate::route::Routes;
 use crate::table::Table;
 use crate::trace::export::Exporter;
 use crate::{proxy, report, trace};
@@ -91,8 +90,8 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot listen on {} for admin", config.admin))?;
     let admin_address = admin_listener.local_addr()?;
 
-    let metrics = Arc::new(Metrics::new(config.picking.strategy));
-    let routes = Arc::new(Routes::to_all(config.picking.clone()));
+    let metrics = Arc::new(Metrics::new());
+    let routes = config.routes.clone();
     let table = Arc::new(ArcSwap::from_pointee(Table::empty(routes.clone())));
     let (_routes, routes) = tokio::sync::watch::channel(routes);
     let (reporter, reports) = report::channel(metrics.reports_dropped.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::picker::Strategy;
 use crate::pool::{Entry, Pool};
-use crate::route::Routes;
+use crate::route::{Limits, Routes};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -38,6 +38,6 @@ impl Table {
 
 impl Default for Table {
     fn default() -> Table {
-        Table::empty(Arc::new(Routes::to_all(Strategy::RoundRobin)))
+        Table::empty(Arc::new(Routes::to_all(Strategy::RoundRobin, Limits::default())))
     }
 }

@@ -114,6 +114,16 @@ pub fn settings(flags: &Flags, file: &File) -> Result<Settings, Error> {
     })
 }
 
+/// `settings`, but with another strategy.
+pub fn with_strategy(settings: &Settings, strategy: Strategy) -> Settings {
+    let balance_percent = match (settings.balance_percent, strategy) {
+        (0, Strategy::ConsistentHash) => BALANCE_PERCENT,
+        (BALANCE_PERCENT, Strategy::StickySessions) => 0,
+        (given, _) => given,
+    };
+    Settings { strategy, balance_percent, ..settings.clone() }
+}
+
 fn signer(flags: &Flags, file: &File) -> Result<Option<Arc<Signer>>, Error> {
     let secrets = match (&flags.sticky_secret, &file.sticky_secret) {
         (Some(secret), _) => vec![secret.clone()],

@@ -76,7 +76,7 @@ fn mistakes_are_named_with_their_place() {
     refused(
         "port: 8080\nbanana: 1\n",
         expect![[
-            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, listeners, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, healthCheckType, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue, tracing, debugHeaders, serverTiming"#
+            r#"config.yaml:2:1: unknown key "banana"; known are port, strategy, serviceRegistryURL, serviceRegistryType, healthCheckInterval, backendHealthPath, healthCheckTimeout, host, listeners, admin, name, workers, stateDir, healthCheckRise, healthCheckFall, healthyStatuses, headerTimeout, keepAliveTimeout, connectTimeout, responseTimeout, bodyIdleTimeout, tunnelIdleTimeout, drainGrace, maxConnections, accessLog, healthCheckType, hashOn, hashBalanceFactor, stickySecret, zone, zoneHealthyMin, slowStart, outlierDetection, maxRequestsPerEndpoint, queue, tracing, debugHeaders, serverTiming, routes"#
         ]],
     );
     refused(

@@ -19,7 +19,7 @@ use super::record::{Change, Event, Probe, Record};
 use crate::picker::Strategy;
 use crate::pool::{Endpoint, Gate, Pool, Rules, Standing};
 use crate::report::Report;
-use crate::route::Routes;
+use crate::route::{Limits, Routes};
 use crate::table::Table;
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ impl State {
             policy,
             members: BTreeMap::new(),
             services: BTreeMap::new(),
-            routes: Arc::new(Routes::to_all(Strategy::RoundRobin)),
+            routes: Arc::new(Routes::to_all(Strategy::RoundRobin, Limits::default())),
             pools: vec![Kept::default()],
             gate: Arc::default(),
             revision: 0,

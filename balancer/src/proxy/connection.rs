@@ -23,6 +23,7 @@ use super::headers::{self, Own, Return};
 use super::http1::{Event, Framing, Malformed, Pieces, Request, Requests};
 use super::stream::Stream;
 use super::worker::Worker;
+use crate::route::rewrite::Edits;
 
 /// How long and how much is read before closing.
 const LINGER: Duration = Duration::from_secs(1);
@@ -200,7 +201,15 @@ impl Client {
         let mut bytes = Vec::with_capacity(own.text.len() + 256);
         let date = self.worker.date();
         let framing = Framing::Length(own.text.len() as u64);
-        let to = Return { is_1_1, framing, keep_alive, session: None, upgrade: None, date: &date };
+        let to = Return {
+            is_1_1,
+            framing,
+            keep_alive,
+            session: None,
+            upgrade: None,
+            edits: &Edits::NONE,
+            date: &date,
+        };
         headers::own(own, &to, head_only, &mut bytes);
         bytes
     }

@@ -4,6 +4,7 @@
 //! A request keeps the route that it began with, also when routes are replaced meanwhile; endpoints are picked from
 //! the latest pool of that route, so that one that is tried again sees what has changed.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,11 +25,11 @@ use super::trail::Trail;
 use super::upstream::{ConnectError, HeadError};
 use super::worker::{Here, Worker};
 use crate::access::line::write;
-use crate::config::Limits;
-use crate::picker::{self, Ask, Missing, Strategy};
-use crate::pool::{Endpoint, InFlight, Ticket};
+use crate::picker::{self, Ask, Key, Missing, Strategy};
+use crate::pool::{Endpoint, InFlight, Pool, Ticket};
 use crate::report::Failure;
-use crate::route::Route;
+use crate::route::limit::By;
+use crate::route::{Action, Asked, Limits, Route, Target, Unmatched};
 
 /// The body of a 503, the original's.
 const NO_BACKEND: &str = "No healthy backend available";
@@ -47,15 +48,25 @@ pub struct Answer {
     /// Its status.
     pub status: StatusCode,
     /// The type of its text.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Its text.
     pub text: String,
+    /// Further fields, each a line with its end.
+    pub fields: Vec<u8>,
 }
 
 impl Answer {
     /// A text for people.
     pub fn plain(status: StatusCode, text: impl Into<String>) -> Answer {
-        Answer { status, kind: PLAIN, text: text.into() }
+        Answer { status, kind: PLAIN.into(), text: text.into(), fields: Vec::new() }
+    }
+}
+
+impl Answer {
+    fn too_many(wait: Duration) -> Answer {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let fields = format!("retry-after: {}\r\n", seconds.max(1)).into_bytes();
+        Answer { fields, ..Answer::plain(StatusCode::TOO_MANY_REQUESTS, "Too many requests") }
     }
 }
 
@@ -64,6 +75,12 @@ pub struct Course {
     worker: Rc<Worker>,
     here: Rc<Here>,
     route: usize,
+    /// Which of the route's targets it goes to.
+    draw: u64,
+    /// Its target, if the route changes it.
+    target: Option<String>,
+    /// When all of it has to be over.
+    until: Option<Instant>,
     /// What it costs, until its response has ended.
     pub meter: Meter,
     /// Given to the request if it came without one.
@@ -96,34 +113,51 @@ impl Course {
     /// Begins with the head of a request, `from` whom it is; ends with it, if the balancer answers by itself.
     pub fn begin(worker: &Rc<Worker>, request: &Request, from: &Sender<'_>) -> (Course, Option<Answer>) {
         let here = worker.here();
-        let found = here.table.routes.find();
-        let route = found.unwrap_or_default();
-        let picking = &here.table.routes.get(route).picking;
-        let belonging = Belonging::of(picking, request, from.address);
-        let has_home = picking.strategy == Strategy::StickySessions && belonging.key().is_some();
+        let routes = &here.table.routes;
+        let found = if routes.are_many() { find(&here, request) } else { Ok(0) };
+        let index = found.unwrap_or_else(|_| routes.nowhere());
+        let route = routes.get(index);
+        let belonging = Belonging::of(&route.picking, request, from.address);
+        let has_home = route.picking.strategy == Strategy::StickySessions && belonging.key().is_some();
         let fresh_id = headers::request_id(&request.fields).is_none().then(|| {
             let random = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes());
             random.into_uuid().as_hyphenated().to_string()
         });
+        let plan = Plan::new(&request.method, has_home, route.retry);
+        let meter = Meter::begin(worker, &here, index, &request.method);
+        let draw = match (belonging.key(), route.is_split()) {
+            (_, false) => 0,
+            (None, true) => fastrand::u64(..),
+            (Some(Key::Hash(key)), true) => route.draw(key),
+            (Some(Key::Home(session)), true) => route.draw(session.key()),
+        };
         let mut course = Course {
-            meter: Meter::begin(worker, &here, route, &request.method),
+            until: route.limits.total.map(|total| meter.began() + total),
+            target: route.rewrite.target(request.target()),
+            meter,
+            draw,
             worker: worker.clone(),
             here,
-            route,
+            route: index,
             fresh_id,
-            plan: Plan::new(&request.method, has_home),
+            plan,
             belonging,
             tried: Vec::new(),
             account: None,
             turn: None,
         };
         course.account = worker.sight.as_ref().map(|s| s.open(request, from, course.request_id(request)));
-        let answer = course.by_itself(request);
+        let answer = course.by_itself(request, found.err(), from);
         (course, answer)
     }
 
     /// What the balancer answers without asking anybody.
-    fn by_itself(&mut self, request: &Request) -> Option<Answer> {
+    fn by_itself(
+        &mut self,
+        request: &Request,
+        unmatched: Option<Unmatched>,
+        from: &Sender<'_>,
+    ) -> Option<Answer> {
         match (&request.method, request.path()) {
             (&Method::CONNECT, _) => {
                 self.refuse("method");
@@ -132,9 +166,58 @@ impl Course {
             (&Method::GET | &Method::HEAD, METRICS) => {
                 self.meter.uncounted();
                 let text = (self.worker.exposition)();
-                Some(Answer { status: StatusCode::OK, kind: prometheus::TEXT_FORMAT, text })
+                let kind = prometheus::TEXT_FORMAT.into();
+                Some(Answer { status: StatusCode::OK, kind, text, fields: Vec::new() })
             }
-            _ => None,
+            _ => unmatched.map(|why| self.lost(why)).or_else(|| self.of_route(request, from)),
+        }
+    }
+
+    /// There is no route.
+    fn lost(&mut self, why: Unmatched) -> Answer {
+        let (reason, status) = match why {
+            Unmatched::None => ("no_route", StatusCode::NOT_FOUND),
+            Unmatched::Misread(_) | Unmatched::Ambiguous => ("path", StatusCode::BAD_REQUEST),
+        };
+        self.refuse(reason);
+        match status {
+            StatusCode::NOT_FOUND => Answer::plain(status, "No route for this request"),
+            _ => Answer::plain(status, format!("Bad request: {why}")),
+        }
+    }
+
+    /// How long the client has to wait if there have been too many requests.
+    fn too_soon(&self, request: &Request, from: &Sender<'_>) -> Option<Duration> {
+        let rate = self.route().rate.as_ref()?;
+        let value = match &rate.allowance.by {
+            By::Field(name) => request.fields.iter().find(|f| f.text.eq_ignore_ascii_case(name.as_bytes())),
+            By::Route | By::Client => None,
+        };
+        rate.take(from.address, value.map(|f| f.value)).err()
+    }
+
+    /// What the route says, if that needs no endpoint.
+    fn of_route(&mut self, request: &Request, from: &Sender<'_>) -> Option<Answer> {
+        if let Some(wait) = self.too_soon(request, from) {
+            self.refuse("rate_limit");
+            return Some(Answer::too_many(wait));
+        }
+        let route = self.route();
+        match &route.action {
+            Action::Forward(_) | Action::Nowhere => None,
+            Action::Answer(own) => {
+                let fields = route.response.written().to_vec();
+                let (kind, text) = (own.kind.clone().into(), own.text.clone());
+                Some(Answer { status: own.status, kind, text, fields })
+            }
+            Action::Redirect(redirect) => {
+                let host = request.host().and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
+                let location = redirect.location(from.scheme, host, request.target());
+                let mut fields = route.response.written().to_vec();
+                fields.extend_from_slice(format!("location: {location}\r\n").as_bytes());
+                let text = format!("See {location}");
+                Some(Answer { status: redirect.status, kind: PLAIN.into(), text, fields })
+            }
         }
     }
 
@@ -145,7 +228,17 @@ impl Course {
 
     /// What it may take.
     pub fn limits(&self) -> &Limits {
-        &self.worker.limits
+        &self.route().limits
+    }
+
+    /// When all of it has to be over, if it has to.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// The path and the query that an endpoint is asked for.
+    pub fn target<'a>(&'a self, request: &'a Request) -> &'a str {
+        self.target.as_deref().unwrap_or_else(|| request.target())
     }
 
     /// Names the request in logs, here and at the endpoint.
@@ -378,11 +471,20 @@ impl Course {
         self.because(reason);
     }
 
-    /// A slot at whoever is picked.
+    /// A slot at whoever is picked: from the target that has its turn, or from the next that has anybody.
     fn pick(&mut self) -> Result<InFlight, Missing> {
         let (here, latest) = (self.here.clone(), self.latest());
-        let picking = &here.table.routes.get(self.route).picking;
-        let pool = &latest.table.pools[self.selector()];
+        let route = here.table.routes.get(self.route);
+        for selector in self.selectors(route, &latest) {
+            match self.pick_from(&route.picking, &latest.table.pools[selector]) {
+                Err(Missing::Nobody) => {}
+                picked => return picked,
+            }
+        }
+        Err(Missing::Nobody)
+    }
+
+    fn pick_from(&mut self, picking: &picker::Settings, pool: &Pool) -> Result<InFlight, Missing> {
         let now = match picking.strategy {
             Strategy::PeakEwma => Instant::now(),
             // Nobody looks at it.
@@ -404,22 +506,34 @@ impl Course {
     /// For a request that failed everywhere in the rotation: whoever else might answer it.
     fn spare(&mut self) -> Option<InFlight> {
         let (here, latest) = (self.here.clone(), self.latest());
-        let picking = &here.table.routes.get(self.route).picking;
-        let pool = &latest.table.pools[self.selector()];
-        let entry = picker::spare(picking, pool, self.worker.turn(), &self.tried)?;
-        let in_flight = entry.endpoint.begin_within(picking.requests_max)?;
-        self.belonging.settle(picking, pool, entry);
-        Some(in_flight)
+        let route = here.table.routes.get(self.route);
+        let turn = self.worker.turn();
+        self.selectors(route, &latest).find_map(|selector| {
+            let pool = &latest.table.pools[selector];
+            let entry = picker::spare(&route.picking, pool, turn, &self.tried)?;
+            let in_flight = entry.endpoint.begin_within(route.picking.requests_max)?;
+            self.belonging.settle(&route.picking, pool, entry);
+            Some(in_flight)
+        })
     }
 
-    /// Which of the table's pools it is for.
-    fn selector(&self) -> usize {
-        self.route().selector
+    /// The table's pools that the request may go to, the one that has its turn first. A session that names its endpoint
+    /// goes where that is.
+    fn selectors<'r>(&self, route: &'r Route, latest: &Here) -> impl Iterator<Item = usize> + use<'r> {
+        let home = match self.belonging.key() {
+            Some(Key::Home(session)) if route.is_split() => {
+                let has_it = |t: &Target| latest.table.pools[t.selector].home(session.endpoint).is_some();
+                route.targets(self.draw).find(has_it)
+            }
+            _ => None,
+        };
+        let others = route.targets(self.draw).filter(move |t| Some(*t) != home);
+        home.into_iter().chain(others).map(|target| target.selector)
     }
 
-    /// Names the queue of those who wait for an endpoint of that pool.
+    /// Names the queue of those who wait for an endpoint of the pool that has its turn.
     fn pool_number(&self) -> u64 {
-        self.selector() as u64
+        self.route().targets(self.draw).next().map_or(0, |target| target.selector as u64)
     }
 
     /// The latest table with the routes that the request began with.
@@ -430,6 +544,21 @@ impl Course {
             false => self.here.clone(),
         }
     }
+}
+
+/// The number of the route of `request`.
+fn find(here: &Here, request: &Request) -> Result<usize, Unmatched> {
+    let target = request.target();
+    let any_field = |name: &str, allows: &dyn Fn(&[u8]) -> bool| {
+        request.fields.iter().any(|f| f.text.eq_ignore_ascii_case(name.as_bytes()) && allows(f.value))
+    };
+    let asked = Asked {
+        host: request.host(),
+        method: &request.method,
+        query: target.split_once('?').map(|(_, query)| query),
+        any_field: &any_field,
+    };
+    here.table.routes.find(request.path(), &asked)
 }
 
 impl Drop for Course {

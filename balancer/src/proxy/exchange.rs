@@ -23,6 +23,7 @@ use super::upstream::{HeadError, Link};
 use super::worker::Worker;
 use crate::pool::Endpoint;
 use crate::report::Failure;
+use crate::route::rewrite::Edits;
 
 /// Responses before the one that counts, at most: nobody sends more than a few, and a client need not read them.
 const INTERIM_MAX: u32 = 16;
@@ -31,11 +32,8 @@ const INTERIM_MAX: u32 = 16;
 pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Request) -> After {
     let mut response = worker.responses.take();
     let protocol = if request.is_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
-    let (course, answer) = Course::begin(
-        worker,
-        request,
-        &Sender { address: &client.address, protocol, scheme: client.stream.scheme() },
-    );
+    let from = Sender { address: &client.address, scheme: client.stream.scheme(), protocol };
+    let (course, answer) = Course::begin(worker, request, &from);
     let upload = Upload::new();
     let mut exchange = Exchange { worker, client, request, response: &mut response, course, upload };
     let after = match answer {
@@ -134,7 +132,10 @@ impl Exchange<'_> {
         let mut link = match kept {
             Some(link) => link,
             None => {
-                let connected = self.worker.upstreams.connect(endpoint).await;
+                let connected = match self.course.until() {
+                    None => self.worker.upstreams.connect(endpoint).await,
+                    Some(until) => self.worker.upstreams.connect_until(endpoint, until).await,
+                };
                 let link =
                     connected.map_err(|e| Failed::Fault(Fault::Connect, self.course.cannot_connect(&e)))?;
                 self.course.connected();
@@ -156,6 +157,9 @@ impl Exchange<'_> {
         let arrival = Arrival {
             client: &self.client.address,
             scheme: self.client.stream.scheme(),
+            target: self.course.target(self.request),
+            told_host: self.course.route().rewrite.host.as_deref(),
+            edits: &self.course.route().request,
             base_path: &endpoint.address.base_path,
             host: &endpoint.authority,
             id: self.course.request_id(self.request),
@@ -210,7 +214,8 @@ impl Exchange<'_> {
         let limits = self.course.limits();
         match self.upload.waiting && state.takes && !self.upload.over {
             true => {
-                ready!(self.client.deadline.poll(cx, self.upload.progress + limits.body_idle));
+                let at = self.upload.progress + limits.body_idle;
+                ready!(self.client.deadline.poll(cx, self.course.until().map_or(at, |until| at.min(until))));
                 self.upload.failed = Some(UploadFailure::Silent);
                 Poll::Ready(Err(Failed::Client))
             }
@@ -218,7 +223,12 @@ impl Exchange<'_> {
             false => {
                 let takes = state.takes && self.upload.goes_on(link);
                 let limit = if takes { limits.body_idle } else { limits.response_timeout };
-                ready!(self.client.deadline.poll(cx, self.upload.progress + limit));
+                let at = self.upload.progress + limit;
+                let (at, limit) = match self.course.until() {
+                    Some(until) if until < at => (until, limits.total.unwrap_or(limit)),
+                    _ => (at, limit),
+                };
+                ready!(self.client.deadline.poll(cx, at));
                 self.course.meter.blame(Failure::Silent);
                 let limit = humantime::format_duration(limit);
                 Poll::Ready(Err(Failed::Fault(Fault::Timeout, format!("did not answer within {limit}"))))
@@ -244,6 +254,7 @@ impl Exchange<'_> {
             keep_alive: true,
             session: None,
             upgrade: None,
+            edits: &Edits::NONE,
             date: &date,
         };
         let mut head = Vec::new();
@@ -330,7 +341,9 @@ impl Exchange<'_> {
         head.clear();
         let session = self.course.session_to_give();
         let date = self.worker.date();
-        let to = Return { is_1_1: self.request.is_1_1, framing, keep_alive, session, upgrade, date: &date };
+        let edits = &self.course.route().response;
+        let is_1_1 = self.request.is_1_1;
+        let to = Return { is_1_1, framing, keep_alive, session, upgrade, edits, date: &date };
         headers::to_downstream(self.response, &to, &mut head);
         let facts = self.course.facts(self.request);
         if !facts.is_empty() {
@@ -380,6 +393,10 @@ impl Exchange<'_> {
             (true, false) => (progress + rest, Some(Failure::Silent)),
             (false, _) => (progress + limits.body_idle, None),
         };
+        let (at, whose) = match self.course.until() {
+            Some(until) if until < at => (until, None),
+            _ => (at, whose),
+        };
         ready!(self.client.deadline.poll(cx, at));
         if let Some(failure) = whose.filter(|_| !may_rest) {
             self.course.meter.blame(failure);
@@ -420,7 +437,7 @@ impl Exchange<'_> {
     }
 
     /// An answer of the balancer's own.
-    async fn own(&mut self, Answer { status, kind, text }: Answer) -> After {
+    async fn own(&mut self, Answer { status, kind, text, fields }: Answer) -> After {
         self.course.answered(status);
         self.course.carried(self.upload.carried, text.len() as u64);
         let is_read = self.upload.over || self.is_bodiless();
@@ -428,8 +445,9 @@ impl Exchange<'_> {
         let id = Some(self.course.request_id(self.request))
             .filter(|_| status.is_server_error())
             .map(str::to_owned);
-        let more = self.course.facts(self.request);
-        let own = Own { status, kind, text: text.as_bytes(), id: id.as_deref(), more: &more };
+        let mut more = self.course.facts(self.request);
+        more.extend_from_slice(&fields);
+        let own = Own { status, kind: &kind, text: text.as_bytes(), id: id.as_deref(), more: &more };
         let head_only = self.request.method == http::Method::HEAD;
         let taken = self.client.answer(&own, self.request.is_1_1, keep_alive, head_only).await;
         match (taken, keep_alive, is_read) {

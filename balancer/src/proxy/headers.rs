@@ -5,6 +5,8 @@
 use super::http1::{Fields, Framing, Name, Request, Response, members};
 use super::trail::{self, Trail};
 
+use crate::route::rewrite::Edits;
+
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +22,12 @@ pub struct Arrival<'a> {
     pub client: &'a str,
     /// What it came by: `http` or `https`.
     pub scheme: &'a str,
+    /// The path and the query.
+    pub target: &'a str,
+    /// The host that the endpoint is told instead of the request's.
+    pub told_host: Option<&'a str>,
+    /// Changes to its fields.
+    pub edits: &'a Edits,
     /// The path in front of the request's own: empty or `/segment...`.
     pub base_path: &'a str,
     /// The host of a request that names none, as HTTP/1.0 allows; HTTP/1.1, which endpoints are spoken to in, does not.
@@ -34,21 +42,24 @@ pub struct Arrival<'a> {
 pub fn to_upstream(request: &Request, arrival: &Arrival<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    if request.target() != "*" {
+    if arrival.target != "*" {
         out.extend_from_slice(arrival.base_path.as_bytes());
     }
-    out.extend_from_slice(request.target().as_bytes());
+    out.extend_from_slice(arrival.target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let host = request.host().unwrap_or(arrival.host.as_bytes());
-    field(out, b"host", host);
+    field(out, b"host", arrival.told_host.map_or(host, str::as_bytes));
+    let edits = (!arrival.edits.is_empty()).then_some(arrival.edits);
+    let drops = |name: &[u8]| edits.is_some_and(|edits| edits.drops(name));
     let nominated = Nominated::by(&request.fields);
-    let (mut named_host, mut named_proto) = (false, false);
+    let (mut named_host, mut named_proto) = (drops(b"x-forwarded-host"), drops(b"x-forwarded-proto"));
     for f in request.fields.iter() {
         match f.name {
             Name::Host | Name::Expect | Name::ContentLength | Name::XForwardedFor | Name::XRequestId => {
                 continue;
             }
             name if name.is_hop_by_hop() => continue,
+            _ if drops(f.text) => continue,
             Name::XForwardedHost => named_host = true,
             Name::XForwardedProto => named_proto = true,
             Name::Other | Name::Trailer | Name::ContentType if nominated.has(f.text) => continue,
@@ -80,6 +91,7 @@ pub fn to_upstream(request: &Request, arrival: &Arrival<'_>, out: &mut Vec<u8>) 
         field(out, b"x-forwarded-proto", arrival.scheme.as_bytes());
     }
     field(out, b"x-request-id", arrival.id.as_bytes());
+    out.extend_from_slice(arrival.edits.written());
     if let Some(protocol) = request.upgrade() {
         switch(out, protocol);
     }
@@ -104,6 +116,8 @@ pub struct Return<'a> {
     pub keep_alive: bool,
     /// A session to give to the client, as `NAME=VALUE`.
     pub session: Option<&'a str>,
+    /// Changes to its fields.
+    pub edits: &'a Edits,
     /// The protocol that both sides switch to.
     pub upgrade: Option<&'a [u8]>,
     /// Now, for a response without a date.
@@ -117,10 +131,12 @@ pub fn to_downstream(response: &Response, to: &Return<'_>, out: &mut Vec<u8>) {
     // A length says nothing where there cannot be a body (RFC 9110 §8.6).
     let has_length = !response.status.is_informational() && response.status != http::StatusCode::NO_CONTENT;
     let (mut dated, mut own_session) = (false, false);
+    let edits = (!to.edits.is_empty()).then_some(to.edits);
     for f in response.fields.iter() {
         match f.name {
             name if name.is_hop_by_hop() => continue,
             Name::ContentLength if !has_length => continue,
+            _ if edits.is_some_and(|edits| edits.drops(f.text)) => continue,
             Name::SetCookie => own_session |= to.session.is_some_and(|s| is_same_cookie(f.value, s)),
             Name::Date => dated = true,
             Name::Other | Name::Trailer if nominated.has(f.text) => continue,
@@ -128,6 +144,7 @@ pub fn to_downstream(response: &Response, to: &Return<'_>, out: &mut Vec<u8>) {
         }
         field(out, f.text, f.value);
     }
+    out.extend_from_slice(to.edits.written());
     if !dated && !response.status.is_informational() {
         field(out, b"date", to.date.as_bytes());
     }
@@ -164,7 +181,7 @@ pub struct Own<'a> {
     pub text: &'a [u8],
     /// The request's id, if there is a request.
     pub id: Option<&'a str>,
-    /// Further fields, whole.
+    /// Further fields, each a line with its end.
     pub more: &'a [u8],
 }
 

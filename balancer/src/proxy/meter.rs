@@ -148,7 +148,7 @@ impl Drop for Meter {
             Some(Attempt { in_flight, .. }) => (in_flight.endpoint().key, &*in_flight.endpoint().id),
             None => (0, NO_BACKEND),
         };
-        let route = &self.here.table.routes.get(self.route).name;
+        let route = self.here.table.routes.get(self.route);
         self.worker.measure(
             route,
             self.method,

@@ -10,12 +10,10 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 
+use crate::route::Retry;
+
 #[cfg(test)]
 mod tests;
-
-/// Attempts of one request at most. Refused connections cost little and a stale connection is nobody's fault,
-/// but a request must end.
-const ATTEMPTS_MAX: u8 = 4;
 
 /// How an attempt failed before any byte of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +70,7 @@ pub enum Step {
 /// The attempts of one request.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    allowed: Retry,
     idempotent: bool,
     sticky: bool,
     attempts: u8,
@@ -79,26 +78,26 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For a request with `method`; `sticky` if it has a session at its endpoint.
-    pub fn new(method: &Method, sticky: bool) -> Plan {
-        Plan { idempotent: is_idempotent(method), sticky, attempts: 0, replayed: false }
+    /// For a request with `method`; `sticky` if it has a session at its endpoint. No more than `allowed` is done.
+    pub fn new(method: &Method, sticky: bool, allowed: Retry) -> Plan {
+        Plan { allowed, idempotent: is_idempotent(method), sticky, attempts: 0, replayed: false }
     }
 
     /// Decides after an attempt failed by `fault`, with `upload` left.
     pub fn after(&mut self, fault: Fault, upload: Upload) -> Step {
         self.attempts += 1;
-        if self.attempts >= ATTEMPTS_MAX || upload == Upload::Consumed {
+        if self.attempts >= self.allowed.attempts || upload == Upload::Consumed {
             return Step::GiveUp;
         }
         match fault {
-            Fault::Connect => Step::Elsewhere,
-            Fault::Unsent => self.past_a_closed_connection(),
-            Fault::Stale if self.idempotent => self.past_a_closed_connection(),
-            Fault::Broke if self.idempotent && !self.replayed => {
+            Fault::Connect if self.allowed.connect => Step::Elsewhere,
+            Fault::Unsent if self.allowed.stale => self.past_a_closed_connection(),
+            Fault::Stale if self.allowed.stale && self.idempotent => self.past_a_closed_connection(),
+            Fault::Broke if self.allowed.broke && self.idempotent && !self.replayed => {
                 self.replayed = true;
                 Step::Elsewhere
             }
-            Fault::Stale | Fault::Broke | Fault::Timeout => Step::GiveUp,
+            Fault::Connect | Fault::Unsent | Fault::Stale | Fault::Broke | Fault::Timeout => Step::GiveUp,
         }
     }
 

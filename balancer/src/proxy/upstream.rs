@@ -88,10 +88,19 @@ impl Upstreams {
 
     /// A new connection to `endpoint`.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<Link, ConnectError> {
+        self.connect_within(endpoint, self.connect_timeout).await
+    }
+
+    /// A new connection to `endpoint`, by `until` at the latest.
+    pub async fn connect_until(&self, endpoint: &Endpoint, until: Instant) -> Result<Link, ConnectError> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.connect_within(endpoint, left.min(self.connect_timeout)).await
+    }
+
+    async fn connect_within(&self, endpoint: &Endpoint, limit: Duration) -> Result<Link, ConnectError> {
         let address = (endpoint.address.host.as_str(), endpoint.address.port);
-        let connected = tokio::time::timeout(self.connect_timeout, TcpStream::connect(address));
-        let stream =
-            connected.await.map_err(|_| ConnectError::Timeout(self.connect_timeout))?.map_err(classify)?;
+        let connected = tokio::time::timeout(limit, TcpStream::connect(address));
+        let stream = connected.await.map_err(|_| ConnectError::Timeout(limit))?.map_err(classify)?;
         endpoint.reached();
         // Failing to switch off Nagle's algorithm costs latency, nothing else.
         let _ = stream.set_nodelay(true);

@@ -31,6 +31,7 @@ use crate::config::{Limits, Telling};
 use crate::metrics::{Metrics, RequestSeries};
 use crate::pool::Gate;
 use crate::report::Reporter;
+use crate::route::Route;
 use crate::table::Table;
 use crate::trace::Tracer;
 
@@ -73,8 +74,8 @@ pub struct Shared {
     pub tracer: Option<Tracer>,
 }
 
-/// Endpoint, method, status.
-type SeriesKey = (u64, usize, u16);
+/// Route, endpoint, method, status.
+type SeriesKey = (u64, u64, usize, u16);
 
 /// One table, as this worker has it: requests share it without touching what other threads touch.
 pub struct Here {
@@ -188,7 +189,7 @@ impl Worker {
     /// Counts a finished request.
     pub fn measure(
         &self,
-        route: &str,
+        route: &Route,
         method: usize,
         status: u16,
         (key, backend): (u64, &str),
@@ -199,7 +200,7 @@ impl Worker {
             cache.clear();
         }
         let series = cache
-            .entry((key, method, status))
+            .entry((route.key, key, method, status))
             .or_insert_with(|| self.metrics.request(route, method, status, backend));
         if let Some(series) = series {
             series.duration.observe(took.as_secs_f64());

@@ -14,6 +14,7 @@ mod operation;
 mod picking;
 mod protocol;
 mod registry;
+mod routes;
 mod routing;
 mod seeing;
 mod strict;

@@ -28,8 +28,17 @@ fn text(bytes: Vec<u8>) -> String {
 fn upstream_of(start: &str, lines: &str) -> String {
     let request = request(start, lines);
     let id = request_id(&request.fields).unwrap_or("fresh").to_owned();
-    let arrival =
-        Arrival { client: "10.0.0.9", scheme: "http", base_path: "/api", host: "b:80", id: &id, trail: None };
+    let arrival = Arrival {
+        client: "10.0.0.9",
+        scheme: "http",
+        target: request.target(),
+        told_host: None,
+        edits: &Edits::NONE,
+        base_path: "/api",
+        host: "b:80",
+        id: &id,
+        trail: None,
+    };
     let mut out = Vec::new();
     to_upstream(&request, &arrival, &mut out);
     text(out)
@@ -43,7 +52,15 @@ fn downstream(lines: &str, want: Expect) {
     let response = response(lines);
     let framing = response.framing.expect("it has been read");
     let (session, upgrade) = (None, None);
-    let to = Return { is_1_1: true, framing, keep_alive: true, session, upgrade, date: "now" };
+    let to = Return {
+        is_1_1: true,
+        framing,
+        keep_alive: true,
+        session,
+        upgrade,
+        edits: &Edits::NONE,
+        date: "now",
+    };
     let mut out = Vec::new();
     to_downstream(&response, &to, &mut out);
     want.assert_eq(&text(out));
@@ -223,7 +240,15 @@ fn each_client_is_told_what_becomes_of_its_connection() {
     let told = |is_1_1, keep_alive| {
         let response = response("HTTP/1.1 200 OK\nContent-Length: 0\nDate: then");
         let framing = Framing::Length(0);
-        let to = Return { is_1_1, framing, keep_alive, session: None, upgrade: None, date: "now" };
+        let to = Return {
+            is_1_1,
+            framing,
+            keep_alive,
+            session: None,
+            upgrade: None,
+            edits: &Edits::NONE,
+            date: "now",
+        };
         let mut out = Vec::new();
         to_downstream(&response, &to, &mut out);
         let text = text(out);
@@ -263,7 +288,15 @@ fn an_application_keeps_its_own_session_cookie() {
         let response = response(&format!("HTTP/1.1 200 OK\nContent-Length: 0\n{line}"));
         let framing = Framing::Length(0);
         let session = Some("SESSIONID=ours");
-        let to = Return { is_1_1: true, framing, keep_alive: true, session, upgrade: None, date: "now" };
+        let to = Return {
+            is_1_1: true,
+            framing,
+            keep_alive: true,
+            session,
+            upgrade: None,
+            edits: &Edits::NONE,
+            date: "now",
+        };
         let mut out = Vec::new();
         to_downstream(&response, &to, &mut out);
         let text = text(out).to_ascii_lowercase();
@@ -283,10 +316,22 @@ fn an_application_keeps_its_own_session_cookie() {
 fn own_answers_are_whole() {
     let answer = |status: http::StatusCode, head_only| {
         let (is_1_1, keep_alive) = (true, true);
-        let to =
-            Return { is_1_1, framing: Framing::Empty, keep_alive, session: None, upgrade: None, date: "now" };
+        let to = Return {
+            is_1_1,
+            framing: Framing::Empty,
+            keep_alive,
+            session: None,
+            upgrade: None,
+            edits: &Edits::NONE,
+            date: "now",
+        };
         let mut out = Vec::new();
-        own(&Own { status, kind: PLAIN, text: b"text", id: Some("a"), more: b"" }, &to, head_only, &mut out);
+        own(
+            &Own { status, kind: PLAIN, text: b"text", id: Some("a"), more: b"x-more: 1\r\n" },
+            &to,
+            head_only,
+            &mut out,
+        );
         text(out)
     };
     expect![[r#"
@@ -296,6 +341,7 @@ fn own_answers_are_whole() {
         date: now
         retry-after: 1
         x-request-id: a
+        x-more: 1
 
         text"#]]
     .assert_eq(&answer(http::StatusCode::SERVICE_UNAVAILABLE, false));
@@ -331,7 +377,17 @@ proptest! {
         let head = format!("{}\r\n\r\n", head.trim_end().replace('\n', "\r\n"));
         let mut request = Request::default();
         if request.parse(head.as_bytes()).is_ok() {
-            let arrival = Arrival { client: "1.1.1.1", scheme: "http", base_path: "", host: "b", id: "id", trail: None };
+            let arrival = Arrival {
+                client: "1.1.1.1",
+                scheme: "http",
+        target: request.target(),
+                told_host: None,
+                edits: &Edits::NONE,
+                base_path: "",
+                host: "b",
+                id: "id",
+                trail: None,
+            };
             let mut out = Vec::new();
             to_upstream(&request, &arrival, &mut out);
             let mut again = Request::default();

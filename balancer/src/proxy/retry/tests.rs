@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::{Strategy, prop, prop_assert, prop_assert_eq, proptest};
 
 fn after(method: Method, fault: Fault, upload: Upload) -> Step {
-    Plan::new(&method, false).after(fault, upload)
+    Plan::new(&method, false, Retry::default()).after(fault, upload)
 }
 
 #[test]
@@ -26,14 +26,30 @@ fn what_was_sent_goes_elsewhere_only_if_it_may_happen_twice() {
 
 #[test]
 fn an_endpoint_that_breaks_off_gets_the_request_replayed_once() {
-    let mut plan = Plan::new(&Method::GET, false);
+    let mut plan = Plan::new(&Method::GET, false, Retry::default());
     assert_eq!(plan.after(Fault::Broke, Upload::None), Step::Elsewhere);
     assert_eq!(plan.after(Fault::Broke, Upload::None), Step::GiveUp);
 }
 
 #[test]
+fn no_more_is_done_than_a_route_allows() {
+    let plan = |allowed| Plan::new(&Method::GET, false, allowed);
+    let all = Retry::default();
+    assert_eq!(plan(Retry { attempts: 1, ..all }).after(Fault::Connect, Upload::None), Step::GiveUp);
+    assert_eq!(plan(Retry { connect: false, ..all }).after(Fault::Connect, Upload::None), Step::GiveUp);
+    assert_eq!(plan(Retry { broke: false, ..all }).after(Fault::Broke, Upload::None), Step::GiveUp);
+    for fault in [Fault::Unsent, Fault::Stale] {
+        assert_eq!(plan(Retry { stale: false, ..all }).after(fault, Upload::None), Step::GiveUp);
+        assert_ne!(
+            plan(Retry { connect: false, broke: false, ..all }).after(fault, Upload::None),
+            Step::GiveUp
+        );
+    }
+}
+
+#[test]
 fn a_session_stays_with_its_endpoint_past_a_closed_connection() {
-    let mut plan = Plan::new(&Method::GET, true);
+    let mut plan = Plan::new(&Method::GET, true, Retry::default());
     assert_eq!(plan.after(Fault::Stale, Upload::None), Step::Again);
     assert_eq!(plan.after(Fault::Connect, Upload::None), Step::Elsewhere);
 }
@@ -70,7 +86,7 @@ proptest! {
     /// and every request ends.
     #[test]
     fn no_effect_twice_and_an_end(faults in prop::collection::vec(fault(), 10), sticky: bool) {
-        let mut plan = Plan::new(&Method::POST, sticky);
+        let mut plan = Plan::new(&Method::POST, sticky, Retry::default());
         let mut attempts = 0;
         for fault in faults {
             attempts += 1;
@@ -82,6 +98,6 @@ proptest! {
                 break;
             }
         }
-        prop_assert!(attempts <= ATTEMPTS_MAX);
+        prop_assert!(attempts <= Retry::default().attempts);
     }
 }
