@@ -21,6 +21,7 @@ use super::deadline::{self, Deadline};
 use super::exchange;
 use super::headers::{self, Own, Return};
 use super::http1::{Event, Framing, Malformed, Pieces, Request, Requests};
+use super::http2;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::route::rewrite::Edits;
@@ -44,6 +45,8 @@ pub enum After {
     Linger,
     /// It is broken off: the client must notice that its response is not whole, or has left.
     Cut,
+    /// It goes on as HTTP/2, whose preface has come and is still in the input.
+    Http2,
 }
 
 /// See the file's head.
@@ -65,6 +68,8 @@ pub struct Client {
     head_until: Option<Instant>,
     /// When it began to rest.
     since: Instant,
+    /// Whether no request has been served.
+    is_first: bool,
 }
 
 enum Next {
@@ -85,11 +90,13 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr) {
         address: peer.ip().to_canonical().to_string(),
         head_until: Some(now + worker.limits.header_timeout),
         since: now,
+        is_first: true,
         worker,
     };
     let after = loop {
         match client.serve_next().await {
-            After::KeepAlive => {}
+            After::KeepAlive => client.is_first = false,
+            After::Http2 => return client.serve_http2().await,
             after => break after,
         }
     };
@@ -106,6 +113,7 @@ impl Client {
         let next = poll_fn(|cx| self.poll_next(cx, &mut request)).await;
         let after = match next {
             Next::End => After::Close,
+            Next::Refused(_) if self.speaks_http2() => After::Http2,
             Next::Refused(why) => self.refuse(why).await,
             Next::Request => {
                 let after = exchange::serve(&self.worker.clone(), self, &mut request).await;
@@ -115,6 +123,21 @@ impl Client {
         };
         self.worker.requests.give_back(request);
         after
+    }
+
+    /// Whether it began with the preface of HTTP/2: to HTTP/1 that is a head of an unknown version, so that no other head
+    /// has to be looked at for it.
+    fn speaks_http2(&self) -> bool {
+        self.is_first && self.input.bytes().starts_with(http2::PREFACE_HEAD)
+    }
+
+    async fn serve_http2(self) {
+        let Client { stream, input, deadline, address, worker, .. } = self;
+        deadline.clear();
+        let early = input.bytes().to_vec();
+        drop(input);
+        let scheme = stream.scheme();
+        http2::serve(worker, stream, early, http2::Peer { address: address.into(), scheme }).await;
     }
 
     /// Waits for the first byte of a head. Returns whether there is one.
@@ -220,7 +243,7 @@ impl Client {
                 // A body that ends with the connection would look whole.
                 let _ = socket2::SockRef::from(self.stream.socket()).set_linger(Some(Duration::ZERO));
             }
-            After::Close | After::KeepAlive => {
+            After::Close | After::KeepAlive | After::Http2 => {
                 self.shut().await;
                 if !self.input.is_empty() {
                     self.linger().await;

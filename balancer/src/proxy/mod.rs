@@ -30,6 +30,7 @@ mod door;
 mod exchange;
 mod headers;
 mod http1;
+mod http2;
 mod meter;
 mod proxy_protocol;
 mod relay;

@@ -23,7 +23,7 @@ use crate::config::listeners::{Certificate, Tls};
 mod tests;
 
 /// What is spoken within, the preferred first.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Why a certificate cannot be used; says which and what to do.
 #[derive(Debug, thiserror::Error)]

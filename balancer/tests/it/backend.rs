@@ -104,6 +104,7 @@ fn router(shared: Shared) -> Router {
         .route("/ws", get(socket))
         .route("/own-session", get(own_session))
         .route("/early", any(early))
+        .route("/never", any(never))
         .route("/big", get(big))
         .route("/quiet", get(quiet))
         .route("/quiet-events", get(quiet_events))
@@ -197,6 +198,11 @@ async fn own_session() -> impl IntoResponse {
 /// Answers before the body has come.
 async fn early() -> impl IntoResponse {
     (http::StatusCode::PAYLOAD_TOO_LARGE, "too much")
+}
+
+/// Does not answer.
+async fn never() {
+    std::future::pending().await
 }
 
 /// Begins, and says nothing more.

@@ -37,13 +37,24 @@ async fn connect(
     name: &str,
     certificate: &str,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_speaking(&[], address, name, certificate).await
+}
+
+/// Offers to speak `protocols` within.
+async fn connect_speaking(
+    protocols: &[&[u8]],
+    address: SocketAddr,
+    name: &str,
+    certificate: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = TcpStream::connect(address).await?;
     connector.connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await
@@ -90,6 +101,28 @@ async fn tls_serves_each_host_with_its_own_certificate() {
     connect(lb.http, "b.example", &a).await.expect_err("it must not get the certificate of a.example");
     let plain = client::get(lb.listeners[1], "/").await.unwrap();
     assert_eq!(plain.echoed("x-forwarded-proto"), "http");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_agrees_on_http_2_with_clients_that_offer_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = certificate(dir.path(), "a.example");
+    certificate(dir.path(), "b.example");
+    let (_registry, _backend, lb) = system(dir, TLS).await;
+    let offers: [(&[&[u8]], &[u8]); 3] =
+        [(&[b"http/1.1", b"h2"], b"h2"), (&[b"h2"], b"h2"), (&[b"http/1.1"], b"http/1.1")];
+    for (protocols, agreed) in offers {
+        let stream = connect_speaking(protocols, lb.http, "a.example", &a).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(agreed));
+        let answer = match agreed {
+            b"h2" => crate::http2::get(&mut crate::http2::over(stream).await, "/").await,
+            _ => {
+                let mut client = Client::over(stream).await.unwrap();
+                client.get("/").await.unwrap()
+            }
+        };
+        assert_eq!((answer.status, answer.echoed("x-forwarded-proto").as_str()), (200, "https"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

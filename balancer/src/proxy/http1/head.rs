@@ -312,7 +312,7 @@ pub(super) fn is_token(byte: u8) -> bool {
 }
 
 /// Whether `lines`, each with its end, are fields that may stand after a body.
-pub(super) fn check_trailer(lines: &[u8]) -> Result<(), Malformed> {
+pub fn check_trailer(lines: &[u8]) -> Result<(), Malformed> {
     let whole = [lines, b"\r\n"].concat();
     let mut room = [httparse::EMPTY_HEADER; FIELDS_MAX];
     match httparse::parse_headers(&whole, &mut room) {

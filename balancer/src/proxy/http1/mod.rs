@@ -29,7 +29,7 @@ mod tests;
 
 pub use body::{Body, Framing, Pieces, chunk_head};
 pub use fields::{Fields, Name, members};
-pub use head::{Request, Response};
+pub use head::{Request, Response, check_trailer};
 pub use lines::Lines;
 pub use requests::{Event, Requests};
 
