@@ -1,6 +1,6 @@
 //! What the admin API's answers are made of. Shapes are API: `openapi.json` describes them, a test compares.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -151,7 +151,7 @@ impl Registry {
 }
 
 impl Endpoint {
-    fn of(entry: &Entry, share: Option<f64>, now: Instant) -> Endpoint {
+    fn of(entry: &Entry, share: Option<f64>, stands_by: bool, now: Instant) -> Endpoint {
         let endpoint = &entry.endpoint;
         Endpoint {
             id: endpoint.id.clone(),
@@ -159,7 +159,10 @@ impl Endpoint {
             address: endpoint.authority.clone(),
             base_path: endpoint.address.base_path.clone(),
             state: entry.standing.name(),
-            why: entry.why.clone(),
+            why: match stands_by {
+                true => format!("{}; stands by, its zone is not needed", entry.why),
+                false => entry.why.clone(),
+            },
             zone: entry.zone.clone(),
             in_rotation: share.is_some(),
             weight: entry.weight,
@@ -179,8 +182,14 @@ fn endpoints(table: &Table) -> Vec<Endpoint> {
         let greatest = shares.entry(entry.endpoint.key).or_default();
         *greatest = greatest.max(share);
     }
-    let (share, now) = (|e: &Entry| shares.get(&e.endpoint.key).copied(), Instant::now());
-    let mut all: Vec<Endpoint> = table.entries().map(|e| Endpoint::of(e, share(e), now)).collect();
+    let peers = table.pools.iter().flat_map(|pool| pool.peers());
+    let waits: HashSet<u64> = peers.map(|e| e.endpoint.key).filter(|key| !shares.contains_key(key)).collect();
+    let now = Instant::now();
+    let view = |e: &Entry| {
+        let key = e.endpoint.key;
+        Endpoint::of(e, shares.get(&key).copied(), waits.contains(&key), now)
+    };
+    let mut all: Vec<Endpoint> = table.entries().map(view).collect();
     all.sort_by(|a, b| a.id.cmp(&b.id));
     all
 }

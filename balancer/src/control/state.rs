@@ -219,6 +219,8 @@ impl State {
         member.probe_running = None;
         let before = member.verdict;
         member.judge(result, policy, now);
+        // Not only when all are looked at: until then it would take its whole share.
+        member.ramp = member.ramp_at(policy.slow_start, now);
         let settled = member.verdict == Verdict::Up && member.contrary == 0;
         let interval = if settled { policy.interval } else { policy.interval.min(policy.fast_interval) };
         member.probe_due = now + jittered(interval, rng);

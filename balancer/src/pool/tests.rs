@@ -79,6 +79,59 @@ fn a_freed_slot_calls_who_waits_for_it() {
     assert!(ticket.poll(&mut cx).is_ready());
 }
 
+/// Wakes a thread.
+struct Parked(std::thread::Thread);
+
+impl std::task::Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Takes a slot as a request does: at once if nobody waits, else in turn.
+fn slot(endpoint: &Arc<Endpoint>, gate: &Arc<Gate>) -> InFlight {
+    let at_once = (!gate.is_waited_for(0)).then(|| endpoint.begin_within(2)).flatten();
+    if let Some(slot) = at_once {
+        return slot;
+    }
+    let mut ticket = gate.enter(0, &[], 100).unwrap();
+    let waker = Arc::new(Parked(std::thread::current())).into();
+    let mut cx = std::task::Context::from_waker(&waker);
+    let (began, mut looked) = (std::time::Instant::now(), false);
+    loop {
+        let is_called = ticket.poll(&mut cx).is_ready();
+        let is_first = !std::mem::replace(&mut looked, true) && ticket.is_first();
+        if !is_called && !is_first {
+            std::thread::park_timeout(std::time::Duration::from_secs(30));
+            assert!(began.elapsed().as_secs() < 30, "nobody called");
+        } else if let Some(slot) = endpoint.begin_within(2) {
+            return slot;
+        }
+    }
+}
+
+/// A call that got lost would leave a thread waiting although slots are free: for ever, once the others have ended.
+#[test]
+fn nobody_waits_for_ever_and_the_limit_holds_under_contention() {
+    let gate = Arc::new(Gate::default());
+    let address = Address { host: "127.0.0.1".into(), port: 80, base_path: String::new() };
+    let endpoint = Arc::new(Endpoint::new(7, "a", "s", address).behind(gate.clone()));
+    let run = |_| {
+        let (endpoint, gate) = (endpoint.clone(), gate.clone());
+        std::thread::spawn(move || {
+            for _ in 0..500 {
+                let held = slot(&endpoint, &gate);
+                assert!(endpoint.in_flight() <= 2);
+                std::thread::yield_now();
+                drop(held);
+            }
+        })
+    };
+    let threads: Vec<_> = (0..6).map(run).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!((endpoint.in_flight(), endpoint.served(), gate.waiting()), (0, 3000, 0));
+}
+
 #[test]
 fn below_the_panic_threshold_all_that_may_serve_do() {
     use Standing::*;

@@ -148,6 +148,8 @@ async fn the_own_zone_comes_first_and_the_others_stand_by() {
         assert_eq!(get(&lb, "/", &[]).await.header("x-instance"), "here");
     }
     assert_eq!(lb.endpoint("there", "zone").await, "b");
+    let why = "probe passed; stands by, its zone is not needed";
+    assert_eq!(lb.endpoint("there", "why").await, why);
     assert_eq!(lb.endpoint("here", "share").await, 1.0);
     here.kill();
     for _ in 0..10 {

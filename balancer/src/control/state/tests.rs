@@ -353,13 +353,14 @@ fn an_endpoint_that_came_up_takes_its_share_step_by_step() {
     state.apply(Change::Reset { revision: 1, records }, start);
     let order = state.due(start, usize::MAX).remove(0);
     state.probed(&order.ticket, ProbeResult::Healthy, start, &mut rng);
+    let pool = state.take_table().expect("it changed").pools[0].clone();
+    assert_eq!(pool.entries()[0].ramp, 1, "before anybody looks at all");
     let mut ramp = |ms| {
         state.tick(at(ms));
         let published = state.take_table().map(|t| t.pools[0].entries()[0].ramp);
         let next = state.members["a"].next_ramp(window).map(|next| (next - start).as_millis());
         (published, next)
     };
-    assert_eq!(ramp(0), (Some(1), Some(4000)));
     assert_eq!(ramp(3999), (None, Some(4000)));
     assert_eq!(ramp(4000), (Some(2), Some(6000)));
     assert_eq!(ramp(19_999), (Some(9), Some(20_000)));
