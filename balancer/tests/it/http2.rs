@@ -400,6 +400,23 @@ async fn what_the_balancer_answers_by_itself_is_what_it_answers_over_http_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_of_grpc_may_rest_longer_than_a_body() {
+    let (_registry, _backends, lb) = system_with(1, "bodyIdleTimeout: 300ms\n").await;
+    let mut sender = connect(lb.http).await;
+    let mut call = empty(Method::GET, "/quiet");
+    call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let call = within(sender.send_request(call)).await.unwrap();
+    // Whoever comes after it and is no call is cut off, twice.
+    for _ in 0..2 {
+        let plain = within(sender.send_request(empty(Method::GET, "/quiet"))).await.unwrap();
+        assert!(within(plain.into_body().collect()).await.is_err());
+    }
+    assert_eq!(lb.endpoint("b0", "in_flight").await, 1);
+    drop(call);
+    nothing_is_in_flight(&lb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_lets_streams_finish() {
     let (_registry, backends, mut lb) = system(1, &[]).await;
     let mut sender = connect(lb.http).await;

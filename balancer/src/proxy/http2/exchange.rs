@@ -410,7 +410,8 @@ impl Exchange<'_> {
             }
         }
         let limits = self.course.limits();
-        let may_rest = headers::is_events(&self.response.fields);
+        // A call of gRPC may be a stream, too: its client sets a deadline if it wants one.
+        let may_rest = headers::is_events(&self.response.fields) || grpc::is_call(&self.request.fields);
         let rest = if may_rest { limits.tunnel_idle } else { limits.body_idle };
         let uploads = *takes && !self.upload.over;
         let progress = download.progress.max(self.upload.progress);
