@@ -61,8 +61,9 @@ impl Member {
                 (Address { host: String::new(), port: 0, base_path: String::new() }, Some(e.to_string()))
             }
         };
+        let endpoint = Endpoint::new(key, &record.id, &record.service, address);
         Member {
-            endpoint: Arc::new(Endpoint::new(key, &record.id, &record.service, address).behind(gate.clone())),
+            endpoint: Arc::new(endpoint.speaking(record.protocol).behind(gate.clone())),
             zone: record.zone.as_str().into(),
             record,
             unusable,
@@ -82,6 +83,12 @@ impl Member {
             probe_running: None,
             doomed_at: None,
         }
+    }
+
+    /// Whether `record` is of the same place, so that what is known of it stays true.
+    pub fn is_at(&self, record: &Record) -> bool {
+        let known = &self.record;
+        known.url == record.url && known.service == record.service && known.protocol == record.protocol
     }
 
     /// Takes a new record for the same place. A new incarnation is looked at right away: it may have come

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::record::Probe;
 use super::state::{ProbeOrder, ProbeResult};
+use crate::pool::Protocol;
 
 #[cfg(test)]
 mod tests;
@@ -106,6 +107,9 @@ async fn get(order: &ProbeOrder, stream: TcpStream) -> Result<u16, Trouble> {
         .header(http::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|e| Trouble::Other(format!("bad probe path {:?}: {e}", order.path)))?;
+    if order.endpoint.protocol == Protocol::H2c {
+        return get_over_http2(order, request, stream).await;
+    }
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let response = sender.send_request(request);
     tokio::pin!(response, connection);
@@ -116,6 +120,24 @@ async fn get(order: &ProbeOrder, stream: TcpStream) -> Result<u16, Trouble> {
         _ = &mut connection => response.await,
     };
     response.map(|r| r.status().as_u16()).map_err(broken)
+}
+
+/// The same, of an endpoint that speaks nothing else.
+async fn get_over_http2(
+    order: &ProbeOrder,
+    mut request: Request<Empty<Bytes>>,
+    stream: TcpStream,
+) -> Result<u16, Trouble> {
+    let uri = format!("http://{}{}", order.endpoint.authority, order.path);
+    *request.uri_mut() =
+        uri.parse().map_err(|e| Trouble::Other(format!("bad probe path {:?}: {e}", order.path)))?;
+    request.headers_mut().remove(http::header::HOST);
+    request.headers_mut().remove(http::header::CONNECTION);
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(broken)?;
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    sender.send_request(request).await.map(|r| r.status().as_u16()).map_err(broken)
 }
 
 /// Calls `grpc.health.v1.Health/Check` over HTTP/2 without TLS; see the gRPC health checking protocol.

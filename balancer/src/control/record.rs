@@ -1,5 +1,7 @@
 //! What the catalog says, reduced to what a balancer uses. Records outlive the process, so their shape only grows.
 
+use crate::pool::Protocol;
+
 /// An instance as the catalog has it, reduced to what a balancer uses.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Record {
@@ -25,6 +27,9 @@ pub struct Record {
     /// The service that a gRPC probe asks for; empty for the server as a whole.
     #[serde(default)]
     pub probe_service: String,
+    /// What it is spoken to in.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// What its owner wants.
     pub intent: Intent,
     /// Changes when the instance registers anew.

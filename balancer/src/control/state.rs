@@ -411,10 +411,7 @@ impl State {
 
     fn put(&mut self, record: Record, now: Instant) {
         let service = record.service.clone();
-        let same_place = self
-            .members
-            .get(&record.id)
-            .is_some_and(|m| m.record.url == record.url && m.record.service == record.service);
+        let same_place = self.members.get(&record.id).is_some_and(|m| m.is_at(&record));
         match self.members.get_mut(&record.id) {
             Some(member) if same_place => member.update(record, now),
             _ => {

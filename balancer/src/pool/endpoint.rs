@@ -69,6 +69,17 @@ impl Address {
     }
 }
 
+/// What an endpoint is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS and without asking first (RFC 9113 §3.3).
+    H2c,
+}
+
 /// One upstream address under one instance id, for as long as the balancer knows it.
 ///
 /// The same value is carried from pool to pool while id and URL stay the same, so its counters mean something.
@@ -81,6 +92,8 @@ pub struct Endpoint {
     pub service: Arc<str>,
     /// Where it is.
     pub address: Address,
+    /// What it is spoken to in.
+    pub protocol: Protocol,
     /// `host:port`, for connecting, logs and labels.
     pub authority: Arc<str>,
     /// A hash of `id`, the same in every balancer: what a signed session names.
@@ -104,6 +117,7 @@ impl Endpoint {
             id: id.into(),
             service: service.into(),
             address,
+            protocol: Protocol::default(),
             authority,
             id_hash: mix(hash(id.as_bytes())),
             born: Instant::now(),
@@ -119,6 +133,11 @@ impl Endpoint {
     /// The same, telling those who wait at `gate` of slots that become free.
     pub fn behind(self, gate: Arc<Gate>) -> Endpoint {
         Endpoint { gate, ..self }
+    }
+
+    /// The same, spoken to in `protocol`.
+    pub fn speaking(self, protocol: Protocol) -> Endpoint {
+        Endpoint { protocol, ..self }
     }
 
     /// Requests whose response has not ended yet, upgraded connections included.

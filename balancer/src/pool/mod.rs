@@ -17,7 +17,7 @@ mod maglev;
 mod schedule;
 mod zones;
 
-pub use endpoint::{Address, AddressError, Endpoint, InFlight, hash, mix};
+pub use endpoint::{Address, AddressError, Endpoint, InFlight, Protocol, hash, mix};
 pub use gate::{Crowded, Gate, Ticket};
 pub use maglev::{Maglev, SLOTS};
 pub use zones::Zones;

@@ -201,9 +201,7 @@ impl Exchange<'_> {
                 }
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(why)) => {
-                    let stale = link.reused && !link.heard;
-                    let fault = if stale { Fault::Stale } else { Fault::Broke };
-                    return Poll::Ready(Err(self.broken(why, fault)));
+                    return Poll::Ready(Err(self.broken(why, link.fault())));
                 }
                 Poll::Pending => break,
             }

@@ -9,6 +9,7 @@ mod balancer;
 mod bodies;
 mod client;
 mod failures;
+mod h2c;
 mod http2;
 mod listeners;
 mod operation;

@@ -23,6 +23,7 @@ fn order(port: u16, path: &str, method: Option<Probe>) -> ProbeOrder {
         version: String::new(),
         probe: method,
         probe_service: "shop.Cart".into(),
+        protocol: Protocol::Http1,
         intent: Intent::Serve,
         incarnation: 1,
     };

@@ -3,7 +3,7 @@ use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, 
 
 use super::*;
 use crate::control::record::Intent;
-use crate::pool::{Entry, RAMP_FULL};
+use crate::pool::{Entry, Protocol, RAMP_FULL};
 use crate::report::Failure;
 use crate::route::Selector;
 
@@ -51,6 +51,7 @@ fn record(id: &str, url: Option<&str>) -> Record {
         version: String::new(),
         probe: None,
         probe_service: String::new(),
+        protocol: Protocol::Http1,
         intent: Intent::Serve,
         incarnation: 1,
     }

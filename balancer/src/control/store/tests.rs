@@ -1,5 +1,6 @@
 use super::*;
 use crate::control::record::{Intent, Probe};
+use crate::pool::Protocol;
 
 fn record() -> Record {
     Record {
@@ -12,6 +13,7 @@ fn record() -> Record {
         weight: 3,
         probe: Some(Probe::Grpc),
         probe_service: "shop.Cart".into(),
+        protocol: Protocol::H2c,
         intent: Intent::Drain,
         incarnation: 9,
     }

@@ -290,9 +290,7 @@ impl Exchange<'_> {
     ) -> Poll<Result<(), Failed>> {
         loop {
             if let Err(why) = ready!(link.poll_head(cx, self.response, &self.request.method)) {
-                let stale = link.reused && !link.heard;
-                let fault = if stale { Fault::Stale } else { Fault::Broke };
-                return Poll::Ready(Err(self.broken(why, fault)));
+                return Poll::Ready(Err(self.broken(why, link.fault())));
             }
             let status = self.response.status;
             if !status.is_informational() {
