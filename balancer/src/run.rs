@@ -117,7 +117,9 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         gate: gate.clone(),
         metrics: metrics.clone(),
     });
+    let turn = Arc::new(AtomicUsize::new(0));
     let admin = Arc::new(Admin {
+        turn: turn.clone(),
         name: config.name.clone(),
         strategy: config.picking.strategy,
         table: table.clone(),
@@ -144,7 +146,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let (exposition, catalog) = (admin.clone(), admin.catalog.clone());
     let shared = proxy::Shared {
         table,
-        turn: Arc::new(AtomicUsize::new(0)),
+        turn: turn.clone(),
         gate,
         limits: config.limits.clone(),
         reporter,

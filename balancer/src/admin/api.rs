@@ -1,6 +1,8 @@
 //! What is served under which path and method. The table is all there is: what is not in it is a problem, and
 //! `openapi.json` describes exactly it.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
@@ -11,8 +13,9 @@ use serde::Serialize;
 use tracing::info;
 
 use super::problem::Problem;
-use super::views::{Endpoints, Overview};
-use super::{Admin, origin};
+use super::views::{Endpoints, Overview, Routes};
+use super::{Admin, origin, query};
+use crate::proxy::explain;
 
 /// An answer.
 pub type Reply = Response<Full<Bytes>>;
@@ -23,27 +26,29 @@ pub struct Operation {
     pub method: Method,
     /// Its path.
     pub path: &'static str,
-    serve: fn(&Admin) -> Reply,
+    serve: fn(&Admin, &str) -> Reply,
 }
 
-const fn get(path: &'static str, serve: fn(&Admin) -> Reply) -> Operation {
+const fn get(path: &'static str, serve: fn(&Admin, &str) -> Reply) -> Operation {
     Operation { method: Method::GET, path, serve }
 }
 
-const fn post(path: &'static str, serve: fn(&Admin) -> Reply) -> Operation {
+const fn post(path: &'static str, serve: fn(&Admin, &str) -> Reply) -> Operation {
     Operation { method: Method::POST, path, serve }
 }
 
 /// Everything that is served.
-pub static OPERATIONS: [Operation; 8] = [
-    get("/", |_| page()),
-    get("/livez", |_| text(StatusCode::OK, "ok\n")),
-    get("/readyz", readiness),
-    get("/metrics", |admin| typed(StatusCode::OK, admin.exposition(), prometheus::TEXT_FORMAT)),
-    get("/openapi.json", |_| typed(StatusCode::OK, OPENAPI, JSON)),
-    get("/v1/endpoints", |admin| json(StatusCode::OK, &Endpoints::of(admin))),
-    get("/v1/overview", |admin| json(StatusCode::OK, &Overview::of(admin))),
-    post("/v1/drain", drain),
+pub static OPERATIONS: [Operation; 10] = [
+    get("/", |_, _| page()),
+    get("/livez", |_, _| text(StatusCode::OK, "ok\n")),
+    get("/readyz", |admin, _| readiness(admin)),
+    get("/metrics", |admin, _| typed(StatusCode::OK, admin.exposition(), prometheus::TEXT_FORMAT)),
+    get("/openapi.json", |_, _| typed(StatusCode::OK, OPENAPI, JSON)),
+    get("/v1/endpoints", |admin, _| json(StatusCode::OK, &Endpoints::of(admin))),
+    get("/v1/explain", explain),
+    get("/v1/overview", |admin, _| json(StatusCode::OK, &Overview::of(admin))),
+    get("/v1/routes", |admin, _| json(StatusCode::OK, &Routes::of(admin))),
+    post("/v1/drain", |admin, _| drain(admin)),
 ];
 
 const JSON: &str = "application/json";
@@ -53,14 +58,15 @@ const PAGE: &str = include_str!("page.html");
 /// Answers a request. Bodies are not read: no operation has one.
 pub fn answer<B>(admin: &Admin, request: &Request<B>) -> Reply {
     let (method, path) = (request.method(), request.uri().path());
+    let query = request.uri().query().unwrap_or_default();
     let asked = if *method == Method::HEAD { &Method::GET } else { method };
     let Some(operation) = OPERATIONS.iter().find(|o| o.path == path && o.method == *asked) else {
         return unserved(method, path);
     };
     match operation.method {
-        Method::GET => (operation.serve)(admin),
+        Method::GET => (operation.serve)(admin, query),
         _ => match origin::check(request.headers()) {
-            Ok(()) => (operation.serve)(admin),
+            Ok(()) => (operation.serve)(admin, query),
             Err(why) => problem(&Problem::foreign(why)),
         },
     }
@@ -91,6 +97,13 @@ fn page() -> Reply {
     let policy = HeaderValue::from_str(&policy).expect("letters, digits and signs of ASCII");
     reply.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     reply
+}
+
+fn explain(admin: &Admin, query: &str) -> Reply {
+    match query::question(query, admin.turn.load(Ordering::Relaxed)) {
+        Ok(question) => json(StatusCode::OK, &explain::explain(&admin.table.load(), &question)),
+        Err(why) => problem(&Problem::bad_query(why)),
+    }
 }
 
 fn readiness(admin: &Admin) -> Reply {

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,6 +29,7 @@ use crate::table::Table;
 mod api;
 mod origin;
 mod problem;
+mod query;
 mod views;
 
 #[cfg(test)]
@@ -62,6 +63,8 @@ pub struct Admin {
     pub catalog: Catalog,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Counts picks, over all workers.
+    pub turn: Arc<AtomicUsize>,
     /// When the process began.
     pub started: Instant,
     /// Cancelled to make the balancer stop gracefully, as SIGTERM does.

@@ -29,6 +29,11 @@ impl Problem {
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, kind, "method not allowed", detail)
     }
 
+    /// What is asked cannot be read.
+    pub fn bad_query(detail: String) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "urn:balancer:problem:bad-query", "bad query", detail)
+    }
+
     /// A page of another origin may have made the request.
     pub fn foreign(detail: String) -> Problem {
         let kind = "urn:balancer:problem:foreign-origin";

@@ -10,6 +10,8 @@ use serde::Serialize;
 use super::Admin;
 use crate::metrics::{Metrics, REFUSAL_REASONS, RETRY_REASONS, Traffic};
 use crate::pool::{Entry, RAMP_FULL, Standing};
+use crate::proxy::explain::named;
+use crate::route::Action;
 use crate::table::Table;
 
 /// Endpoints in one overview. A page is asked for every second; whoever wants all of more asks `/v1/endpoints`.
@@ -52,6 +54,26 @@ struct Endpoint {
     in_flight: u32,
     served: u64,
     latency_ms: Option<f32>,
+}
+
+/// Where requests go.
+#[derive(Serialize)]
+pub struct Routes {
+    revision: u64,
+    routes: Vec<Route>,
+}
+
+/// One route as of now.
+#[derive(Serialize)]
+struct Route {
+    name: Arc<str>,
+    strategy: &'static str,
+    /// Which instances it takes, for people.
+    takes: String,
+    endpoints: usize,
+    in_rotation: usize,
+    requests: u64,
+    errors: u64,
 }
 
 /// Everything that the page shows.
@@ -136,6 +158,43 @@ impl<'a> Overview<'a> {
             endpoints,
             endpoints_left_out: left_out,
         }
+    }
+}
+
+impl Routes {
+    /// As of now.
+    pub fn of(admin: &Admin) -> Routes {
+        let (table, traffic) = (admin.table.load(), admin.metrics.traffic());
+        let route = |route: &crate::route::Route| {
+            let counts = traffic.by_route.get(&*route.name).cloned().unwrap_or_default();
+            let selectors: Vec<usize> = match &route.action {
+                Action::Forward(targets) => targets.iter().map(|target| target.selector).collect(),
+                Action::Redirect(_) | Action::Answer(_) | Action::Nowhere => Vec::new(),
+            };
+            let takes = match &route.action {
+                Action::Forward(targets) => targets
+                    .iter()
+                    .map(|t| {
+                        format!("{} (weight {})", named(&table.routes.selectors()[t.selector]), t.weight)
+                    })
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                Action::Redirect(redirect) => format!("nobody: it redirects with {}", redirect.status),
+                Action::Answer(own) => format!("nobody: it answers {}", own.status),
+                Action::Nowhere => "nobody: it answers what no route takes".to_owned(),
+            };
+            let pools = || selectors.iter().map(|&n| &table.pools[n]);
+            Route {
+                name: route.name.clone(),
+                strategy: route.picking.strategy.name(),
+                takes,
+                endpoints: pools().map(|pool| pool.entries().len()).sum(),
+                in_rotation: pools().map(|pool| pool.rotation_len()).sum(),
+                requests: counts.requests,
+                errors: counts.errors,
+            }
+        };
+        Routes { revision: table.revision, routes: table.routes.all().iter().map(route).collect() }
     }
 }
 

@@ -41,7 +41,7 @@ const ALL_BUSY: &str = "Every backend has as many requests as it may have";
 const PICKS_MAX: usize = 64;
 
 /// The balancer's own metrics, on the data port because that is where old scrape configurations look.
-const METRICS: &str = "/metrics";
+pub const METRICS: &str = "/metrics";
 
 /// An answer of the balancer's own.
 pub struct Answer {
@@ -114,7 +114,11 @@ impl Course {
     pub fn begin(worker: &Rc<Worker>, request: &Request, from: &Sender<'_>) -> (Course, Option<Answer>) {
         let here = worker.here();
         let routes = &here.table.routes;
-        let found = if routes.are_many() { find(&here, request) } else { Ok(0) };
+        let found = if routes.are_many() {
+            asked(request, |asked| routes.find(request.path(), asked))
+        } else {
+            Ok(0)
+        };
         let index = found.unwrap_or_else(|_| routes.nowhere());
         let route = routes.get(index);
         let belonging = Belonging::of(&route.picking, request, from.address);
@@ -546,19 +550,17 @@ impl Course {
     }
 }
 
-/// The number of the route of `request`.
-fn find(here: &Here, request: &Request) -> Result<usize, Unmatched> {
-    let target = request.target();
+/// What is asked of `request` to find its route.
+pub fn asked<T>(request: &Request, then: impl FnOnce(&Asked<'_>) -> T) -> T {
     let any_field = |name: &str, allows: &dyn Fn(&[u8]) -> bool| {
         request.fields.iter().any(|f| f.text.eq_ignore_ascii_case(name.as_bytes()) && allows(f.value))
     };
-    let asked = Asked {
+    then(&Asked {
         host: request.host(),
         method: &request.method,
-        query: target.split_once('?').map(|(_, query)| query),
+        query: request.target().split_once('?').map(|(_, query)| query),
         any_field: &any_field,
-    };
-    here.table.routes.find(request.path(), &asked)
+    })
 }
 
 impl Drop for Course {

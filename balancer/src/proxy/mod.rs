@@ -28,6 +28,7 @@ mod course;
 mod deadline;
 mod door;
 mod exchange;
+pub mod explain;
 mod headers;
 mod http1;
 mod http2;

@@ -76,6 +76,11 @@ impl Matcher {
         matcher
     }
 
+    /// What each route demands.
+    pub fn rules(&self) -> &[Rules] {
+        &self.rules
+    }
+
     /// The route of a request for `path`, which comes without its query.
     pub fn find(&self, path: &str, asked: &Asked<'_>) -> Result<usize, Unmatched> {
         let read = path::read(path)?;

@@ -20,6 +20,7 @@ pub mod matcher;
 pub mod path;
 pub mod rewrite;
 pub mod rules;
+mod why;
 
 pub use limit::Limiter;
 pub use matcher::Unmatched;

@@ -4,7 +4,7 @@ use http::Method;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::balancer::{eventually, system};
+use crate::balancer::{eventually, system, system_with};
 use crate::client::{self, Answer, request};
 
 /// Whether `value` is as `schema` says; the error names the place. Knows what the document uses, and stricter: no field
@@ -239,4 +239,102 @@ async fn the_signal_after_a_drain_by_the_api_cuts_nothing_and_the_next_does() {
     lb.signal(Signal::SIGTERM);
     assert_eq!(lb.exited().await.code(), Some(1));
     assert!(endless.await.unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_who_gets_a_request_and_why_the_others_do_not_and_sends_nothing() {
+    let (registry, backends, lb) = system(2, &["--strategy", "least_connections"]).await;
+    registry.put("drained", "http://127.0.0.1:1", "DRAINING");
+    eventually("it is known", async || lb.endpoint("drained", "state").await == "draining").await;
+    let ask = async |query: &str| client::get(lb.admin, &format!("/v1/explain{query}")).await.unwrap();
+    let verdict = |answer: &Value, id: &str| {
+        let found = answer["endpoints"].as_array().unwrap().iter().find(|e| e["id"] == id).cloned().unwrap();
+        (found["verdict"].as_str().unwrap().to_owned(), found["why"].as_str().unwrap().to_owned())
+    };
+    // One of them is busy, so the other one is picked.
+    let busy = tokio::spawn(client::get(lb.http, "/sse"));
+    let in_flight = async |id: &str| lb.endpoint(id, "in_flight").await == 1;
+    eventually("one is busy", async || in_flight("b0").await || in_flight("b1").await).await;
+    let (idle, other) = if in_flight("b0").await { ("b1", "b0") } else { ("b0", "b1") };
+    let sent = backends[0].requests() + backends[1].requests();
+    let answer = ask("?host=shop.example&path=/cart%3Fx%3D1&header=accept:*/*").await.json();
+    assert_eq!((&answer["outcome"], &answer["picked"]), (&"forwarded".into(), &idle.into()), "{answer}");
+    assert_eq!(answer["route"]["name"], "/");
+    assert_eq!(answer["route"]["strategy"], "least_connections");
+    assert_eq!(verdict(&answer, idle), ("picked".into(), answer["why"].as_str().unwrap().into()));
+    assert_eq!(verdict(&answer, other).0, "candidate");
+    assert_eq!(
+        verdict(&answer, "drained"),
+        ("left_out".into(), "it is draining: its owner drains it".into())
+    );
+    // After an attempt failed.
+    let answer = ask(&format!("?tried={idle}")).await.json();
+    assert_eq!(answer["picked"], other);
+    assert_eq!(verdict(&answer, idle), ("left_out".into(), "it was tried already".into()));
+    let answer = ask("?tried=b0&tried=b1").await.json();
+    assert_eq!((&answer["outcome"], &answer["picked"]), (&"nobody_there".into(), &Value::Null), "{answer}");
+    // What is read as strictly as a client's.
+    for (query, outcome) in [
+        ("?method=CONNECT&path=/a", "refused"),
+        ("?path=/metrics", "answered_here"),
+        ("?host=a%20b", "refused"),
+    ] {
+        assert_eq!(ask(query).await.json()["outcome"], outcome, "{query}");
+    }
+    for (query, word) in
+        [("?hots=a", "known are"), ("?header=a", "colon"), ("?path=a", "slash"), ("?path=/%0d", "control")]
+    {
+        let answer = ask(query).await;
+        assert_eq!(answer.status, 400, "{query}");
+        assert!(answer.json()["detail"].as_str().unwrap().contains(word), "{query}: {}", answer.text());
+    }
+    assert_eq!(backends[0].requests() + backends[1].requests(), sent, "nothing was sent");
+    busy.abort();
+}
+
+const ROUTES: &str = "\
+routes:
+  - { name: cart, match: { host: shop.example, path: /cart }, service: web }
+  - { name: cart for partners, match: { host: shop.example, path: /cart, headers: { x-partner: acme } }, service: web }
+  - { name: reports, match: { path: /reports, method: POST }, service: reports }
+  - { name: old, match: { host: '*.old.example' }, redirect: { host: shop.example } }
+  - { name: rest, service: '*' }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_which_route_takes_a_request_and_why_the_others_do_not() {
+    let (_registry, _backends, lb) = system_with(1, ROUTES).await;
+    let ask =
+        async |query: &str| client::get(lb.admin, &format!("/v1/explain?{query}")).await.unwrap().json();
+    let why = |answer: &Value, name: &str| {
+        let all = answer["routes_passed_over"].as_array().unwrap();
+        let found = all.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("{name} in {answer}"));
+        found["why"].as_str().unwrap().to_owned()
+    };
+    let answer = ask("host=shop.example&path=/cart/7").await;
+    assert_eq!((&answer["route"]["name"], &answer["picked"]), (&"cart".into(), &"b0".into()), "{answer}");
+    assert_eq!(why(&answer, "cart for partners"), "it wants another header x-partner");
+    assert_eq!(why(&answer, "reports"), "it is for paths from /reports/ on");
+    assert_eq!(why(&answer, "old"), "it is for the host *.old.example");
+    assert!(why(&answer, "rest").contains("cart is more specific"), "{answer}");
+    let answer = ask("host=shop.example&path=/cart&header=x-partner:acme").await;
+    assert_eq!(answer["route"]["name"], "cart for partners");
+    let answer = ask("host=a.old.example&path=/").await;
+    assert_eq!(
+        (&answer["outcome"], &answer["route"]["name"]),
+        (&"answered_here".into(), &"old".into()),
+        "{answer}"
+    );
+    let answer = ask("method=POST&path=/reports").await;
+    assert_eq!((&answer["outcome"], &answer["route"]["name"]), (&"nobody_there".into(), &"reports".into()));
+    assert_eq!(answer["endpoints"][0]["why"], "the request goes to instances of reports");
+    assert_eq!(why(&ask("path=/reports").await, "reports"), "it is for POST");
+    let listed = client::get(lb.admin, "/v1/routes").await.unwrap().json();
+    let names: Vec<&str> =
+        listed["routes"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
+    assert_eq!(names[..5], ["cart", "cart for partners", "reports", "old", "rest"]);
+    assert_eq!(
+        (&listed["routes"][0]["endpoints"], &listed["routes"][2]["endpoints"]),
+        (&1.into(), &0.into())
+    );
 }
