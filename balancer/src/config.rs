@@ -21,9 +21,12 @@ use crate::trace;
 
 use crate::route::{self, Routes};
 
+pub use reload::{Loaded, Reloader, Source};
+
 pub mod duration;
 pub mod listeners;
 mod picking;
+pub mod reload;
 mod routes;
 mod schema;
 
@@ -151,7 +154,7 @@ pub enum Error {
 /// What the process is to do.
 pub enum Task {
     /// Run with this configuration.
-    Run(Box<Config>),
+    Run(Box<Loaded>),
     /// Print that the named file is good, and what it comes to.
     Checked(PathBuf, Box<Config>),
 }
@@ -265,12 +268,9 @@ impl Args {
                 Ok(Task::Checked(file, Box::new(config)))
             }
             None => {
-                let file = match &self.flags.config {
-                    Some(path) => load(path)?,
-                    None if Path::new(FILE_DEFAULT).exists() => load(Path::new(FILE_DEFAULT))?,
-                    None => File::default(),
-                };
-                resolve(self.flags, file).map(|config| Task::Run(Box::new(config)))
+                let default = || Path::new(FILE_DEFAULT).exists().then(|| PathBuf::from(FILE_DEFAULT));
+                let file = self.flags.config.clone().or_else(default);
+                Source { flags: self.flags, file }.load().map(|loaded| Task::Run(Box::new(loaded)))
             }
         }
     }

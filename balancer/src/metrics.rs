@@ -57,6 +57,10 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Certificates that changed on disk, by whether they could be used.
     pub tls_reloads: IntCounterVec,
+    /// Configurations read anew, by what became of them.
+    pub config_reloads: IntCounterVec,
+    /// How many configurations have been in force.
+    pub config_generation: IntGauge,
     /// Endpoints taken out for failing requests.
     pub ejections: IntCounter,
     /// Connections to endpoints that could not be made.
@@ -153,6 +157,17 @@ impl Metrics {
                 "balancer_tls_reloads_total",
                 "Certificates that changed on disk",
                 &["result"],
+            ),
+            config_reloads: counters(
+                r,
+                "balancer_config_reloads_total",
+                "Configurations read anew",
+                &["result"],
+            ),
+            config_generation: gauge(
+                r,
+                "balancer_config_generation",
+                "Configurations that have been in force",
             ),
             ejections: counter(r, "balancer_ejections_total", "Endpoints ejected for failing requests"),
             connect_failures: counter(
@@ -295,6 +310,9 @@ impl Metrics {
         }
         for result in ["done", "failed"] {
             self.tls_reloads.with_label_values(&[result]);
+        }
+        for result in crate::config::reload::RESULTS {
+            self.config_reloads.with_label_values(&[result]);
         }
         for reason in REFUSAL_REASONS {
             self.refused.with_label_values(&[reason]);

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::access::Log;
 use crate::admin::Admin;
-use crate::config::{Args, Config, Task};
+use crate::config::{Args, Loaded, Reloader, Task};
 use crate::control::probe::Prober;
 use crate::control::store::Store;
 use crate::control::{Control, Parts};
@@ -40,8 +40,8 @@ const CERTIFICATES_LOOKED_AT: Duration = Duration::from_secs(1);
 /// Runs the balancer until a signal ends it. Returns 0 after a clean stop, 78 for a configuration that cannot
 /// be used, 1 for anything else.
 pub fn main(args: Args) -> ExitCode {
-    let config = match args.task() {
-        Ok(Task::Run(config)) => config,
+    let loaded = match args.task() {
+        Ok(Task::Run(loaded)) => loaded,
         Ok(Task::Checked(file, config)) => {
             if let Err(error) = config.listeners.iter().try_for_each(proxy::check) {
                 eprintln!("error: {:#}", anyhow::Error::from(error));
@@ -60,7 +60,10 @@ pub fn main(args: Args) -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(tracing::Level::INFO)
         .try_init();
-    match run(&config) {
+    for warning in &loaded.config.warnings {
+        warn!("{warning}");
+    }
+    match run(&loaded) {
         Ok(code) => code,
         Err(cause) => {
             error!("{cause:#}");
@@ -69,15 +72,16 @@ pub fn main(args: Args) -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> anyhow::Result<ExitCode> {
+fn run(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(control_thread(config));
+    let code = runtime.block_on(control_thread(loaded));
     // Probes and the disk may still be at it; nothing depends on them.
     runtime.shutdown_background();
     code
 }
 
-async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
+async fn control_thread(loaded: &Loaded) -> anyhow::Result<ExitCode> {
+    let config = &loaded.config;
     let mut signals = Signals::new()?;
     let listeners = config.listeners.iter().map(|listener| proxy::listen(listener, config.workers));
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
@@ -93,7 +97,9 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::new());
     let routes = config.routes.clone();
     let table = Arc::new(ArcSwap::from_pointee(Table::empty(routes.clone())));
-    let (_routes, routes) = tokio::sync::watch::channel(routes);
+    let (to_routes, routes) = tokio::sync::watch::channel(routes);
+    let reloader = Arc::new(Reloader::new(loaded, to_routes, metrics.clone()));
+    reload_on_hangup(reloader.clone())?;
     let (reporter, reports) = report::channel(metrics.reports_dropped.clone());
     let client = flux::Client::builder(config.registry.clone())
         .name(config.name.clone())
@@ -126,6 +132,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
         catalog: control.catalog(),
         metrics: metrics.clone(),
         started: Instant::now(),
+        reloader: reloader.clone(),
         drain: CancellationToken::new(),
         drain_grace: config.limits.drain_grace,
         draining: AtomicBool::new(false),
@@ -162,6 +169,7 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     let control = tokio::spawn(control.run(done.clone()));
     tokio::spawn(admin.clone().serve(admin_listener));
     tokio::spawn(keep_up(certificates, metrics));
+    tokio::spawn(async move { reloader.watch().await });
     info!(
         name = config.name,
         http = %addresses.join(","),
@@ -216,7 +224,19 @@ async fn control_thread(config: &Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// SIGHUP: somebody has moved the access log away.
+/// SIGHUP: the configuration may have changed.
+fn reload_on_hangup(reloader: Arc<Reloader>) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            // What is wrong has been told.
+            let _ = reloader.reload();
+        }
+    });
+    Ok(())
+}
+
+/// SIGHUP: somebody may have moved the access log away.
 fn reopen_on_hangup(log: &Log) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let (mut hangup, reopen) = (signal(SignalKind::hangup())?, log.reopener());
     Ok(tokio::spawn(async move {

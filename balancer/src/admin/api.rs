@@ -38,7 +38,7 @@ const fn post(path: &'static str, serve: fn(&Admin, &str) -> Reply) -> Operation
 }
 
 /// Everything that is served.
-pub static OPERATIONS: [Operation; 10] = [
+pub static OPERATIONS: [Operation; 11] = [
     get("/", |_, _| page()),
     get("/livez", |_, _| text(StatusCode::OK, "ok\n")),
     get("/readyz", |admin, _| readiness(admin)),
@@ -49,6 +49,7 @@ pub static OPERATIONS: [Operation; 10] = [
     get("/v1/overview", |admin, _| json(StatusCode::OK, &Overview::of(admin))),
     get("/v1/routes", |admin, _| json(StatusCode::OK, &Routes::of(admin))),
     post("/v1/drain", |admin, _| drain(admin)),
+    post("/v1/reload", |admin, _| reload(admin)),
 ];
 
 const JSON: &str = "application/json";
@@ -127,6 +128,14 @@ fn drain(admin: &Admin) -> Reply {
     admin.drain.cancel();
     let grace_ms = admin.drain_grace.as_millis() as u64;
     json(StatusCode::ACCEPTED, &Draining { draining: true, grace_ms })
+}
+
+/// Does what SIGHUP does, and says what became of it.
+fn reload(admin: &Admin) -> Reply {
+    match admin.reloader.reload() {
+        Ok(outcome) => json(StatusCode::OK, &outcome),
+        Err(error) => problem(&Problem::bad_configuration(format!("{error}; what was in force still is"))),
+    }
 }
 
 fn problem(problem: &Problem) -> Reply {

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::config::Reloader;
 use crate::control::Catalog;
 use crate::metrics::Metrics;
 use crate::picker::Strategy;
@@ -67,6 +68,8 @@ pub struct Admin {
     pub turn: Arc<AtomicUsize>,
     /// When the process began.
     pub started: Instant,
+    /// Reads the configuration anew.
+    pub reloader: Arc<Reloader>,
     /// Cancelled to make the balancer stop gracefully, as SIGTERM does.
     pub drain: CancellationToken,
     /// How long requests in flight have then.

@@ -40,6 +40,12 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, kind, "not from another origin", detail)
     }
 
+    /// The configuration file cannot be used.
+    pub fn bad_configuration(detail: String) -> Problem {
+        let kind = "urn:balancer:problem:bad-configuration";
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, kind, "the configuration cannot be used", detail)
+    }
+
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: String) -> Problem {
         Problem { kind, title, status: status.as_u16(), detail }
     }

@@ -16,6 +16,7 @@ mod operation;
 mod picking;
 mod protocol;
 mod registry;
+mod reload;
 mod routes;
 mod routing;
 mod seeing;
