@@ -3,10 +3,12 @@
 //! ```text
 //! registry ──▶ load, etcd        what is measured; the load; who it is measured beside
 //! balancer ──▶ (its own load, HAProxy, nginx)
+//! deploys ───▶ (a whole system)
 //!        └───▶ machine ──▶ report   what else the machine does; figures, bounds and verdicts (pure)
 //! ```
 
 mod balancer;
+mod deploys;
 mod etcd;
 mod load;
 mod machine;
@@ -25,6 +27,8 @@ pub(crate) enum Bench {
     Registry(registry::Args),
     /// The balancer, beside HAProxy and nginx where they are installed: processor time, rate, latency, memory.
     Balancer(balancer::Args),
+    /// Requests that fail while backends and balancers are killed, restarted and reconfigured: none.
+    Deploys(deploys::Args),
 }
 
 impl Bench {
@@ -33,6 +37,7 @@ impl Bench {
         match self {
             Self::Registry(args) => registry::run(args, note).await,
             Self::Balancer(args) => balancer::run(args, note).await,
+            Self::Deploys(args) => deploys::run(args, note).await,
         }
     }
 
@@ -41,6 +46,7 @@ impl Bench {
         match self {
             Self::Registry(args) => args.check,
             Self::Balancer(args) => args.check,
+            Self::Deploys(args) => args.check,
         }
     }
 }
