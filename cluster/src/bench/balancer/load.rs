@@ -3,6 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use futures_util::future::try_join_all;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -135,6 +139,55 @@ pub(super) async fn closed_loop(address: SocketAddr, work: &Work, window: Durati
         });
     }
     gather(callers, work.what, window).await
+}
+
+/// The same over HTTP/2, which the proxy takes without being asked first: so many requests at once on each connection.
+pub(super) async fn closed_loop_http2(
+    address: SocketAddr,
+    work: &Work,
+    streams: usize,
+    window: Duration,
+) -> Result<Seen> {
+    let end = Instant::now() + window;
+    let mut callers = JoinSet::new();
+    for _ in 0..work.connections {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.context("no HTTP/2")?;
+        let connection = tokio::spawn(connection);
+        let answer_bytes = work.answer_bytes;
+        callers.spawn(async move {
+            let each = (0..streams).map(|_| stream_loop(sender.clone(), address, answer_bytes, end));
+            let answered = try_join_all(each).await?.into_iter().sum();
+            connection.abort();
+            anyhow::Ok(Seen { answered, millis: Vec::new() })
+        });
+    }
+    gather(callers, work.what, window).await
+}
+
+async fn stream_loop(
+    mut sender: hyper::client::conn::http2::SendRequest<Empty<Bytes>>,
+    address: SocketAddr,
+    answer_bytes: usize,
+    end: Instant,
+) -> Result<u64> {
+    let mut answered = 0;
+    while Instant::now() < end {
+        let request = hyper::Request::get(format!("http://{address}/small")).body(Empty::new())?;
+        sender.ready().await?;
+        let response = sender.send_request(request).await?;
+        if response.status() != hyper::StatusCode::OK {
+            bail!("answered {}", response.status());
+        }
+        let body = response.into_body().collect().await?.to_bytes();
+        if body.len() != answer_bytes {
+            bail!("answered {} bytes instead of {answer_bytes}", body.len());
+        }
+        answered += 1;
+    }
+    Ok(answered)
 }
 
 /// Requests at a fixed rate over `connections`, whose turns are spread evenly; each waits for its turn, and its time

@@ -5,10 +5,11 @@
 //! ratio; the figure is the median of the rounds. Processor time is that of the proxy's processes alone, from the
 //! kernel, and so says more on a busy machine than any rate.
 
+mod churn;
 mod load;
 mod peers;
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 
 use self::{
     load::{Backend, LARGE, SMALL, Seen, Work},
-    peers::Proxy,
+    peers::{Proxy, Setup},
 };
 use super::{
     machine,
@@ -75,6 +76,10 @@ enum Held {
     Better(f64, f64),
 }
 
+/// As many requests at once as with 64 connections and more, over HTTP/2.
+const HTTP2: Work = Work { what: "HTTP/2 GET 1 KiB, 16 connections of 8 streams", connections: 16, ..GET };
+const STREAMS: usize = 8;
+
 /// Requests a second at which latency is looked at, and over how many connections.
 const RATE: u32 = 2_000;
 const RATE_CONNECTIONS: usize = 50;
@@ -125,8 +130,9 @@ pub(super) async fn run(args: &Args, note: fn(&str)) -> Result<Report> {
     let report = Report { cores: machine::cores(), peers: found.clone(), ..Report::default() };
     let mut run = Run { args, note, report, begun: Instant::now() };
     let proxies = 1 + found.iter().filter(|peer| peer.version.is_some()).count() as u32;
-    let windows = args.rounds * (works().len() as u32 + 1) * proxies;
-    let total = Duration::from_millis(args.window_ms) * windows + Duration::from_secs(15);
+    // Each kind of work and the latency for everybody; ours with everything on, and among many services, besides.
+    let windows = args.rounds * ((works().len() as u32 + 2) * proxies + 4);
+    let total = Duration::from_millis(args.window_ms) * windows + Duration::from_secs(45);
     note(&format!("this takes about {} s", total.as_secs()));
     run.report.load.push(("before".into(), machine::load_average()));
     let measured = tokio::time::timeout(2 * total + Duration::from_secs(60), run.measure(dir.path(), &found));
@@ -153,7 +159,8 @@ impl Run<'_> {
     async fn measure(&mut self, dir: &Path, found: &[Peer]) -> Result<()> {
         let backends = [Backend::start().await?, Backend::start().await?, Backend::start().await?];
         let addresses = backends.each_ref().map(|backend| backend.address);
-        let mut proxies = vec![Box::pin(Proxy::ours(dir, &addresses)).await?];
+        let (ours, _) = Box::pin(Proxy::ours(dir, Setup::Bare, &addresses)).await?;
+        let mut proxies = vec![ours];
         for peer in found.iter().filter(|peer| peer.version.is_some()) {
             proxies.push(match peer.name {
                 "haproxy" => Proxy::haproxy(dir, &addresses).await?,
@@ -164,12 +171,74 @@ impl Run<'_> {
             self.compare(&proxies, &work, held).await?;
             self.progress(work.what);
         }
+        self.compare(&proxies, &HTTP2, Held::Each { haproxy: (1.15, 1.0), nginx: (0.95, 0.95) }).await?;
+        self.progress(HTTP2.what);
         self.latency(&proxies).await?;
         self.memory(&proxies).await?;
+        self.full(dir, &addresses, &proxies[0]).await?;
         for proxy in proxies {
             proxy.shutdown().await?;
         }
-        Ok(())
+        self.among(dir, &addresses).await
+    }
+
+    /// Processor time of a request with everything on, beside that of the balancer as it comes.
+    async fn full(&mut self, dir: &Path, addresses: &[SocketAddr], bare: &Proxy) -> Result<()> {
+        let (full, _) = Box::pin(Proxy::ours(dir, Setup::Full, addresses)).await?;
+        let (mut ratios, mut micros) = (Vec::new(), [Vec::new(), Vec::new()]);
+        for _ in 0..self.args.rounds {
+            let samples = [self.sample(bare, &GET).await?, self.sample(&full, &GET).await?];
+            ratios.push(samples[1].micros / samples[0].micros);
+            micros.iter_mut().zip(samples).for_each(|(all, sample)| all.push(sample.micros));
+        }
+        let shown = format!("with {:.1} µs, without {:.1} µs", median(&micros[1]), median(&micros[0]));
+        let line = Line::info(CPU, "GET 1 KiB with routes and access log: of without", ratios, "x");
+        self.line(line.held_to(Bound::AtMost { must: 1.3, goal: 1.15 }).with(shown));
+        self.progress("with routes and access log");
+        full.shutdown().await
+    }
+
+    /// What it costs that other services change all the time.
+    async fn among(&mut self, dir: &Path, addresses: &[SocketAddr]) -> Result<()> {
+        let (ours, registry) = Box::pin(Proxy::ours(dir, Setup::Among, addresses)).await?;
+        let many = churn::Many::register(registry, addresses[0]).await?;
+        let (mut ratios, mut rates, mut changes) = (Vec::new(), [Vec::new(), Vec::new()], Vec::new());
+        for _ in 0..self.args.rounds {
+            let still = self.sample(&ours, &GET).await?;
+            let changing = many.change();
+            let begun = Instant::now();
+            let sample = self.sample(&ours, &GET).await?;
+            changes.push(changing.end().await? as f64 / begun.elapsed().as_secs_f64());
+            ratios.push(sample.rate / still.rate);
+            rates.iter_mut().zip([still, sample]).for_each(|(all, sample)| all.push(sample.rate));
+        }
+        let shown = format!(
+            "{:.0} /s at {:.0} changes/s, {:.0} /s at none",
+            median(&rates[1]),
+            median(&changes),
+            median(&rates[0])
+        );
+        let what = "GET 1 KiB while 1 000 services of 10 change: of without";
+        let line = Line::info(RATES, what, ratios, "x");
+        self.line(line.held_to(Bound::AtLeast { must: 0.9, goal: 0.97 }).with(shown));
+        self.progress("among many services");
+        ours.shutdown().await
+    }
+
+    /// One window.
+    async fn sample(&self, proxy: &Proxy, work: &Work) -> Result<Sample> {
+        let before = machine::tree_cpu_time(proxy.pid);
+        let begun = Instant::now();
+        let seen = match work.what == HTTP2.what {
+            true => load::closed_loop_http2(proxy.http2, work, STREAMS, self.window()).await,
+            false => load::closed_loop(proxy.address, work, self.window()).await,
+        };
+        let seen = seen.with_context(|| format!("{} by way of {}", work.what, proxy.name))?;
+        let cpu = machine::tree_cpu_time(proxy.pid).saturating_sub(before);
+        Ok(Sample {
+            micros: cpu.as_secs_f64() * 1e6 / seen.answered as f64,
+            rate: seen.answered as f64 / begun.elapsed().as_secs_f64(),
+        })
     }
 
     /// Processor time and rate of one kind of work.
@@ -178,16 +247,7 @@ impl Run<'_> {
         for _ in 0..self.args.rounds {
             let mut round = Vec::new();
             for proxy in proxies {
-                let before = machine::tree_cpu_time(proxy.pid);
-                let begun = Instant::now();
-                let seen = load::closed_loop(proxy.address, work, self.window())
-                    .await
-                    .with_context(|| format!("{} by way of {}", work.what, proxy.name))?;
-                let cpu = machine::tree_cpu_time(proxy.pid).saturating_sub(before);
-                round.push(Sample {
-                    micros: cpu.as_secs_f64() * 1e6 / seen.answered as f64,
-                    rate: seen.answered as f64 / begun.elapsed().as_secs_f64(),
-                });
+                round.push(self.sample(proxy, work).await?);
             }
             rounds.push(round);
         }
@@ -223,6 +283,9 @@ impl Run<'_> {
                     self.line(line.held_to(Bound::AtMost { must, goal }).with(micros.clone()));
                 }
             }
+        }
+        if work.what == HTTP2.what {
+            return Ok(());
         }
         let most = |round: &[Sample]| round.iter().map(|s| s.rate).fold(0.0, f64::max);
         let must = if work.connections > 64 { 0.95 } else { 1.0 };

@@ -59,13 +59,75 @@ pub(super) fn peers() -> Vec<Peer> {
     ]
 }
 
+/// The registry that our balancer follows.
+#[derive(Clone, Debug)]
+pub(super) struct Registry(RegistryClient<tonic::transport::Channel>);
+
+impl Registry {
+    /// Registers an instance.
+    pub async fn register(&self, service: &str, id: &str, address: SocketAddr) -> Result<()> {
+        let instance = pb::Instance {
+            id: id.into(),
+            service: service.into(),
+            url: format!("http://{address}"),
+            health_path: "/health".into(),
+            ttl_ms: TTL_MS,
+            ..pb::Instance::default()
+        };
+        let request = pb::RegisterRequest { instance: Some(instance), ..pb::RegisterRequest::default() };
+        self.0.clone().register(request).await.context("cannot register a backend")?;
+        Ok(())
+    }
+
+    /// Takes it out.
+    pub async fn deregister(&self, id: &str) -> Result<()> {
+        let request = pb::DeregisterRequest { id: id.into(), ..pb::DeregisterRequest::default() };
+        self.0.clone().deregister(request).await.context("cannot deregister a backend")?;
+        Ok(())
+    }
+}
+
 /// Somebody who proxies to the backends.
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub name: &'static str,
     pub address: SocketAddr,
+    /// Where it speaks HTTP/2.
+    pub http2: SocketAddr,
     pub pid: i32,
     process: Process,
+}
+
+/// How our balancer is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Setup {
+    /// As it comes: one pool, metrics, retries, outlier detection.
+    Bare,
+    /// With routes and an access log besides.
+    Full,
+    /// With a route to one service among many others.
+    Among,
+}
+
+impl Setup {
+    fn config(self, dir: &Path) -> Option<String> {
+        match self {
+            Setup::Bare => None,
+            Setup::Full => {
+                let elsewhere: String = (0..20)
+                    .map(|n| format!("- {{match: {{host: s{n}.example}}, service: other-{n}}}\n"))
+                    .collect();
+                Some(format!(
+                    "accessLog: {}\nroutes:\n{elsewhere}\
+                     - {{match: {{path: /other}}, service: other, rewrite: {{stripPrefix: true}}}}\n\
+                     - {{service: bench, requestHeaders: {{set: {{x-bench: 'yes'}}}}}}\n",
+                    dir.join("access.log").display()
+                ))
+            }
+            // Instances that nobody asks for are probed once.
+            Setup::Among => Some("healthCheckInterval: 1h\nroutes:\n- {service: bench}\n".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -92,14 +154,22 @@ impl Drop for Killed {
 
 impl Proxy {
     /// Our balancer, with a registry of one node that knows the backends.
-    pub async fn ours(dir: &Path, backends: &[SocketAddr]) -> Result<Proxy> {
+    pub async fn ours(dir: &Path, setup: Setup, backends: &[SocketAddr]) -> Result<(Proxy, Registry)> {
+        let dir = dir.join(format!("{setup:?}").to_lowercase());
+        std::fs::create_dir_all(&dir)?;
+        let mut balancer_args = vec!["--workers".to_owned(), "2".to_owned()];
+        if let Some(config) = setup.config(&dir) {
+            let file = dir.join("balancer.yaml");
+            std::fs::write(&file, config)?;
+            balancer_args.extend(["--config".to_owned(), file.display().to_string()]);
+        }
         let options = Options {
             nodes: 1,
             balancers: 1,
             backends: 0,
-            dir: Some(dir.join("ours")),
+            dir: Some(dir.join("cluster")),
             ports: Ports::Free,
-            balancer_args: vec!["--workers".into(), "2".into()],
+            balancer_args,
             ..Options::default()
         };
         let cluster = Box::new(Box::pin(Cluster::launch(options)).await?);
@@ -112,29 +182,19 @@ impl Proxy {
             }
         }
         let (http, grpc) = (http.context("no balancer runs")?, grpc.context("no node runs")?);
-        let mut registry = RegistryClient::new(connect(&grpc).await?);
+        let registry = Registry(RegistryClient::new(connect(&grpc).await?));
         for (nth, backend) in backends.iter().enumerate() {
-            let instance = pb::Instance {
-                id: format!("bench-{nth}"),
-                service: "bench".into(),
-                url: format!("http://{backend}"),
-                health_path: "/health".into(),
-                ttl_ms: TTL_MS,
-                ..pb::Instance::default()
-            };
-            registry
-                .register(pb::RegisterRequest { instance: Some(instance), ..pb::RegisterRequest::default() })
-                .await
-                .context("cannot register a backend")?;
+            registry.register("bench", &format!("bench-{nth}"), *backend).await?;
         }
         let address = http.trim_start_matches("http://").parse().context("not an address")?;
         let pid = pid.context("the balancer does not run")?.pid;
-        Proxy { name: "balancer", address, pid, process: Process::Ours(cluster) }.ready(backends.len()).await
+        let proxy = Proxy { name: "balancer", address, http2: address, pid, process: Process::Ours(cluster) };
+        Ok((proxy.ready(backends.len()).await?, registry))
     }
 
     /// HAProxy.
     pub async fn haproxy(dir: &Path, backends: &[SocketAddr]) -> Result<Proxy> {
-        let port = free_port()?;
+        let (port, http2) = (free_port()?, free_port()?);
         let servers: String = backends
             .iter()
             .enumerate()
@@ -144,21 +204,21 @@ impl Proxy {
             "global\n    nbthread 2\n    maxconn {CONNECTIONS_MAX}\n\
              defaults\n    mode http\n    option http-keep-alive\n    http-reuse always\n    option forwardfor\n\
              \x20   timeout connect 2s\n    timeout client 60s\n    timeout server 60s\n\
-             frontend f\n    bind 127.0.0.1:{port}\n    default_backend b\n\
+             frontend f\n    bind 127.0.0.1:{port}\n    bind 127.0.0.1:{http2} proto h2\n    default_backend b\n\
              backend b\n    balance roundrobin\n{servers}"
         );
         let file = dir.join("haproxy.cfg");
         std::fs::write(&file, config)?;
         let log = dir.join("haproxy.log");
         let args = vec!["-db".into(), "-f".into(), file.display().to_string()];
-        Self::theirs("haproxy", port, spawn("haproxy", args, &log)?, backends.len())
+        Self::theirs("haproxy", [port, http2], spawn("haproxy", args, &log)?, backends.len())
             .await
             .with_context(|| last_words(&log))
     }
 
     /// nginx.
     pub async fn nginx(dir: &Path, backends: &[SocketAddr]) -> Result<Proxy> {
-        let port = free_port()?;
+        let (port, http2) = (free_port()?, free_port()?);
         let dir = dir.join("nginx");
         std::fs::create_dir_all(dir.join("tmp"))?;
         let servers: String = backends.iter().map(|b| format!("        server {b};\n")).collect();
@@ -172,6 +232,7 @@ impl Proxy {
              http {{\n    access_log off;\n    keepalive_requests 1000000000;\n    tcp_nodelay on;\n{temporary}\
              \x20   upstream b {{\n{servers}        keepalive 256;\n        keepalive_requests 1000000000;\n    }}\n\
              \x20   server {{\n        listen 127.0.0.1:{port} backlog=4096 reuseport;\n\
+             \x20       listen 127.0.0.1:{http2} http2 backlog=4096 reuseport;\n        http2_max_requests 1000000000;\n\
              \x20       location / {{\n            proxy_pass http://b;\n            proxy_http_version 1.1;\n\
              \x20           proxy_set_header Connection \"\";\n            proxy_set_header Host $host;\n\
              \x20           proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        }}\n    }}\n}}\n",
@@ -181,15 +242,15 @@ impl Proxy {
         std::fs::write(&file, config)?;
         let log = dir.join("log");
         let args = vec!["-c".into(), file.display().to_string(), "-p".into(), dir.display().to_string()];
-        Self::theirs("nginx", port, spawn("nginx", args, &log)?, backends.len())
+        Self::theirs("nginx", [port, http2], spawn("nginx", args, &log)?, backends.len())
             .await
             .with_context(|| last_words(&log))
     }
 
-    async fn theirs(name: &'static str, port: u16, child: Child, backends: usize) -> Result<Proxy> {
+    async fn theirs(name: &'static str, ports: [u16; 2], child: Child, backends: usize) -> Result<Proxy> {
         let pid = i32::try_from(child.id()).context("no process id")?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Proxy { name, address, pid, process: Process::Theirs(Killed(child)) }.ready(backends).await
+        let [address, http2] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        Proxy { name, address, http2, pid, process: Process::Theirs(Killed(child)) }.ready(backends).await
     }
 
     /// Returns when it answers as often as there are backends.
