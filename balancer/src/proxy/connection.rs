@@ -96,7 +96,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr) {
     let after = loop {
         match client.serve_next().await {
             After::KeepAlive => client.is_first = false,
-            After::Http2 => return client.serve_http2().await,
+            After::Http2 => return Box::pin(client.serve_http2()).await,
             after => break after,
         }
     };

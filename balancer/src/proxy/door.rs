@@ -51,7 +51,8 @@ impl Door {
         if self.is_open() {
             return Some((Stream::Plain(stream), peer));
         }
-        match tokio::time::timeout(patience, self.pass(stream, peer)).await {
+        // Boxed, as what else is rare: the task of a connection is as large as its largest moment, for all of its life.
+        match tokio::time::timeout(patience, Box::pin(self.pass(stream, peer))).await {
             Ok(Ok(entered)) => Some(entered),
             Ok(Err(why)) => {
                 debug!(%peer, why, "refused a connection");

@@ -4,6 +4,7 @@
 //! answered and never held against an endpoint.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -38,7 +39,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &mut Client, request: &mut Reque
     let mut exchange = Exchange { worker, client, request, response: &mut response, course, upload };
     let after = match answer {
         None => exchange.run().await,
-        Some(answer) => exchange.own(answer).await,
+        Some(answer) => exchange.answer_by_itself(answer).await,
     };
     drop(exchange);
     worker.responses.give_back(response);
@@ -103,7 +104,7 @@ impl Exchange<'_> {
         };
         match told {
             Ok(endpoint) => Ok(endpoint),
-            Err(answer) => Err(self.own(answer).await),
+            Err(answer) => Err(self.answer_by_itself(answer).await),
         }
     }
 
@@ -126,21 +127,22 @@ impl Exchange<'_> {
         matches!(self.request.framing, Framing::Empty | Framing::Length(0))
     }
 
+    async fn connect(&mut self, endpoint: &Arc<Endpoint>) -> Result<Link, Failed> {
+        let connected = match self.course.until() {
+            None => self.worker.upstreams.connect(endpoint).await,
+            Some(until) => self.worker.upstreams.connect_until(endpoint, until).await,
+        };
+        let link = connected.map_err(|e| Failed::Fault(Fault::Connect, self.course.cannot_connect(&e)))?;
+        self.course.connected();
+        Ok(link)
+    }
+
     /// One attempt at one endpoint, until the head of its response is there.
     async fn attempt(&mut self, endpoint: &Arc<Endpoint>, fresh: bool) -> Result<Link, Failed> {
         let kept = (!fresh).then(|| self.worker.upstreams.take(endpoint.key)).flatten();
         let mut link = match kept {
             Some(link) => link,
-            None => {
-                let connected = match self.course.until() {
-                    None => self.worker.upstreams.connect(endpoint).await,
-                    Some(until) => self.worker.upstreams.connect_until(endpoint, until).await,
-                };
-                let link =
-                    connected.map_err(|e| Failed::Fault(Fault::Connect, self.course.cannot_connect(&e)))?;
-                self.course.connected();
-                link
-            }
+            None => Box::pin(self.connect(endpoint)).await?,
         };
         self.upload.restart();
         self.write_request(endpoint);
@@ -287,11 +289,12 @@ impl Exchange<'_> {
             Some(UploadFailure::Silent) => {
                 self.course.because("client_silent");
                 let text = "The request's body stopped coming";
-                self.own(Answer::plain(StatusCode::REQUEST_TIMEOUT, text)).await
+                self.answer_by_itself(Answer::plain(StatusCode::REQUEST_TIMEOUT, text)).await
             }
             Some(UploadFailure::Malformed(why)) => {
                 self.course.refuse("malformed");
-                self.own(Answer::plain(StatusCode::BAD_REQUEST, format!("Bad request: {why}"))).await
+                self.answer_by_itself(Answer::plain(StatusCode::BAD_REQUEST, format!("Bad request: {why}")))
+                    .await
             }
         }
     }
@@ -299,7 +302,7 @@ impl Exchange<'_> {
     /// Passes a response on, whose head has come over `link`.
     async fn answer(&mut self, endpoint: &Endpoint, mut link: Link) -> After {
         if self.response.status == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(endpoint, link).await;
+            return Box::pin(self.switch(endpoint, link)).await;
         }
         self.course.answered(self.response.status);
         self.upload.answered();
@@ -408,7 +411,7 @@ impl Exchange<'_> {
         let Some(protocol) = self.request.upgrade() else {
             let text = format!("Bad gateway: backend {} switched protocols unasked", endpoint.id);
             self.course.meter.blame(Failure::Broke);
-            return self.own(Answer::plain(StatusCode::BAD_GATEWAY, text)).await;
+            return self.answer_by_itself(Answer::plain(StatusCode::BAD_GATEWAY, text)).await;
         };
         self.course.answered(self.response.status);
         self.write_response(Framing::Empty, true, Some(protocol));
@@ -434,7 +437,11 @@ impl Exchange<'_> {
         After::Close
     }
 
-    /// An answer of the balancer's own.
+    /// An answer of the balancer's own. Boxed: see the door.
+    fn answer_by_itself(&mut self, answer: Answer) -> Pin<Box<dyn Future<Output = After> + '_>> {
+        Box::pin(self.own(answer))
+    }
+
     async fn own(&mut self, Answer { status, kind, text, fields }: Answer) -> After {
         self.course.answered(status);
         self.course.carried(self.upload.carried, text.len() as u64);
