@@ -170,7 +170,7 @@ impl Endpoint {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How long it takes to answer as of `now`, in µs, as [`Latency`] has it; `None` if nobody has looked yet.
+    /// How long it takes to answer as of `now`, in µs, as a peak EWMA has it; `None` if nobody has looked yet.
     pub fn latency(&self, now: Instant) -> Option<f32> {
         self.latency.read(self.age_ms(now))
     }

@@ -1,7 +1,7 @@
 //! How many requests a route takes, from everybody together or from each client: the generic cell rate algorithm, in
 //! which a bucket of `burst` requests is refilled evenly.
 //!
-//! All workers share one count. What is counted per client is bounded: see [`KEYS_MAX`].
+//! All workers share one count. What is counted per client is bounded: see `KEYS_MAX`.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
