@@ -216,7 +216,9 @@ impl Metrics {
             .iter()
             .filter(|(name, pool)| !table.services.get(*name).is_some_and(|now| Arc::ptr_eq(now, pool)));
         for id in stale.flat_map(|(_, pool)| pool.entries()).map(|e| &*e.endpoint.id) {
-            if let Some(backend) = (!here.contains(id)).then(|| series.backends.remove(id)).flatten() {
+            // An instance may be called as those are that nobody took.
+            let is_gone = !here.contains(id) && id != NO_BACKEND;
+            if let Some(backend) = is_gone.then(|| series.backends.remove(id)).flatten() {
                 self.remove(id, backend, &mut series.gone);
             }
         }

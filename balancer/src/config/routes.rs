@@ -33,6 +33,9 @@ const ATTEMPTS_MAX: u8 = 10;
 /// Longest time in which requests are counted: a day.
 const PER_MAX: Duration = Duration::from_secs(86_400);
 
+/// Longest time until a burst may come again: a year. What is behind counts in nanoseconds.
+const REFILL_SECONDS_MAX: f64 = 31_536_000.0;
+
 /// The service that stands for all of them.
 const ALL_SERVICES: &str = "*";
 
@@ -572,6 +575,10 @@ fn limiter(file: &Spanned<RateLimitFile>) -> Result<Limiter, Flaw> {
     let per = of.per.as_ref().map_or(Duration::from_secs(1), |per| per.value.0);
     if let Some(given) = of.per.as_ref().filter(|_| per.is_zero() || per > PER_MAX) {
         return flaw(given.referenced, "per must be longer than 0 and at most 24h");
+    }
+    let refill = per.as_secs_f64() / f64::from(requests.get()) * f64::from(burst.get());
+    if let Some(given) = of.burst.as_ref().filter(|_| refill > REFILL_SECONDS_MAX) {
+        return flaw(given.referenced, "burst would take more than a year to come back; make it smaller");
     }
     let by = match (of.by.as_ref().map(|by| by.value), &of.header) {
         (None | Some(ByFile::Header), Some(name)) => {

@@ -278,17 +278,18 @@ impl State {
         self.members.len()
     }
 
-    /// The probes to send now, `max` at most; the others stay due. Each counts as running until [`State::probed`] hears
-    /// of it.
+    /// The probes to send now, `max` at most: those that have been due for longest; the others stay due. Each counts as
+    /// running until [`State::probed`] hears of it.
     pub fn due(&mut self, now: Instant, max: usize) -> Vec<ProbeOrder> {
+        let is_due = |m: &Member| m.is_probed() && m.probe_running.is_none() && m.probe_at() <= now;
+        let mut due: Vec<(&String, &mut Member)> =
+            self.members.iter_mut().filter(|(_, m)| is_due(m)).collect();
+        if due.len() > max {
+            due.sort_by_key(|(_, m)| m.probe_at());
+            due.truncate(max);
+        }
         let mut orders = Vec::new();
-        for (id, member) in self.members.iter_mut().filter(|(_, m)| m.is_probed() && m.probe_at() <= now) {
-            if orders.len() >= max {
-                break;
-            }
-            if member.probe_running.is_some() {
-                continue;
-            }
+        for (id, member) in due {
             let number = self.next_ticket;
             self.next_ticket += 1;
             member.probe_running = Some(number);

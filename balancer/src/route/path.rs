@@ -119,7 +119,13 @@ fn resolve(path: &str) -> Result<Vec<&str>, Misread> {
             "." => {}
             // Some count an empty segment as one to go back over.
             ".." if skipped => return Err(Misread::Dots),
-            ".." => drop(segments.pop().ok_or(Misread::Above)?),
+            ".." => {
+                let left: &str = segments.pop().ok_or(Misread::Above)?;
+                // Some see more than one segment in it, or none.
+                if is_several(left) {
+                    return Err(Misread::Dots);
+                }
+            }
             _ => {
                 segments.push(segment);
                 ends_in_directory = false;
@@ -130,6 +136,14 @@ fn resolve(path: &str) -> Result<Vec<&str>, Misread> {
         segments.push("");
     }
     Ok(segments)
+}
+
+/// Whether some read `segment` as several, or as one that is not there.
+fn is_several(segment: &str) -> bool {
+    segment.contains(['%', ';', '\\']) && {
+        let once = decoded(segment, wholly);
+        decoded(&once, wholly).contains(['/', '\\', ';'])
+    }
 }
 
 /// Refuses segments that hide what changes the meaning of the whole path.

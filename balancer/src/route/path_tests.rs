@@ -44,6 +44,14 @@ fn what_hides_dot_segments_is_not_read() {
         "/a/.;x/b",
         "/a//../b",
         "/a\\..\\b",
+        // What is gone back over is read in several ways.
+        "/x/;/../admin",
+        "/x/%3b/../admin",
+        "/x/%2f/../admin",
+        "/admin%2Fy/../public/x",
+        "/admin%252Fy/../public/x",
+        "/a\\b/../c",
+        "/a%5cb/../c",
     ] {
         assert_eq!(read(path), Err(Misread::Dots), "{path}");
     }

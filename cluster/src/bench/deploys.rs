@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,7 +32,7 @@ use super::{
     machine,
     report::{Bound, Line, Report},
 };
-use crate::{Cluster, Kind, Options, Ports};
+use crate::{Cluster, Kind, Options, Ports, http};
 
 /// What to do, and for how long.
 #[derive(Debug, clap::Args)]
@@ -76,7 +76,9 @@ struct Tally {
     failed: AtomicU64,
     first: Mutex<Vec<String>>,
     /// Balancers are restarted: connections may end between responses.
-    reconnects: AtomicBool,
+    reconnects: bool,
+    /// Backends are killed: what they had begun to say ends with them.
+    may_break_off: bool,
 }
 
 impl Tally {
@@ -87,6 +89,14 @@ impl Tally {
             first.push(why);
         }
     }
+}
+
+/// What a phase does to clients by its nature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Allowed {
+    Nothing,
+    Reconnecting,
+    BreakingOff,
 }
 
 /// How one request ended.
@@ -148,10 +158,11 @@ async fn client(nth: u32, balancers: Vec<String>, every: Duration, tally: Arc<Mu
                 Ended::Answered => {
                     tally.answered.fetch_add(1, Relaxed);
                 }
-                Ended::BrokeOff => {
+                Ended::BrokeOff if tally.may_break_off => {
                     tally.broken_off.fetch_add(1, Relaxed);
                 }
-                Ended::Lost(_) if tally.reconnects.load(Relaxed) && begun.elapsed() < PATIENCE => {
+                Ended::BrokeOff => tally.fail(format!("{}: broke off within a response", balancers[at])),
+                Ended::Lost(_) if tally.reconnects && begun.elapsed() < PATIENCE => {
                     at = (at + 1) % balancers.len();
                     continue;
                 }
@@ -238,8 +249,8 @@ impl Run<'_> {
         for nth in 0..CLIENTS {
             clients.spawn(client(nth, addresses.clone(), every, self.tally.clone()));
         }
-        self.phase("nothing happens", false, async |me| me.rest(3).await).await?;
-        self.phase("each backend is killed, and comes back", false, async |me| {
+        self.phase("nothing happens", Allowed::Nothing, async |me| me.rest(3).await).await?;
+        self.phase("each backend is killed, and comes back", Allowed::BreakingOff, async |me| {
             for name in &backends {
                 me.cluster.kill(name).await?;
                 me.rest(2).await?;
@@ -248,7 +259,7 @@ impl Run<'_> {
             Ok(())
         })
         .await?;
-        self.phase("each backend is restarted", false, async |me| {
+        self.phase("each backend is restarted", Allowed::Nothing, async |me| {
             for name in &backends {
                 me.cluster.stop(name).await?;
                 me.back(name).await?;
@@ -256,7 +267,7 @@ impl Run<'_> {
             Ok(())
         })
         .await?;
-        self.phase("each balancer is restarted", true, async |me| {
+        self.phase("each balancer is restarted", Allowed::Reconnecting, async |me| {
             for name in &balancers {
                 me.cluster.stop(name).await?;
                 me.back(name).await?;
@@ -264,7 +275,7 @@ impl Run<'_> {
             me.rest(1).await
         })
         .await?;
-        self.phase("services come and go, the configuration is replaced", false, async |me| {
+        self.phase("services come and go, the configuration is replaced", Allowed::Nothing, async |me| {
             me.come_and_go().await
         })
         .await?;
@@ -276,10 +287,14 @@ impl Run<'_> {
     async fn phase(
         &mut self,
         what: &str,
-        reconnects: bool,
+        allowed: Allowed,
         does: impl AsyncFnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let tally = Arc::new(Tally { reconnects: AtomicBool::new(reconnects), ..Tally::default() });
+        let tally = Arc::new(Tally {
+            reconnects: allowed == Allowed::Reconnecting,
+            may_break_off: allowed == Allowed::BreakingOff,
+            ..Tally::default()
+        });
         *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = tally.clone();
         let begun = Instant::now();
         let done =
@@ -360,6 +375,16 @@ impl Run<'_> {
             ticks.tick().await;
             let request = pb::DeregisterRequest { id, ..pb::DeregisterRequest::default() };
             registry.deregister(request).await.context("cannot deregister")?;
+        }
+        // A phase in which nothing was replaced would have shown nothing.
+        for spec in specs.iter().filter(|spec| matches!(spec.kind, Kind::Balancer { .. })) {
+            let answer = http::get(&spec.kind.metrics_url(), PATIENCE).await?;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            let name = "balancer_config_generation ";
+            let generation = text.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+            if generation.is_none_or(|generation| generation < f64::from(reloads / 2)) {
+                bail!("{} has had {generation:?} configurations, of {reloads}", spec.name);
+            }
         }
         Ok(())
     }

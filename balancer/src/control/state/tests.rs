@@ -477,6 +477,27 @@ fn load_and_key_survive_what_does_not_move_an_endpoint() {
     assert!(state.take_table().is_none());
 }
 
+/// Those whose answers do not come must not keep the others from ever being asked.
+#[test]
+fn who_has_been_due_for_longest_is_probed_first() {
+    let (mut state, mut now) = (State::new(Policy::default()), Instant::now());
+    let mut rng = fastrand::Rng::with_seed(1);
+    let put = |id| Event::Put(record(id, None));
+    state.apply(Change::Events { revision: 1, events: ["a", "b", "c"].map(put).to_vec() }, now);
+    let mut asked = Vec::new();
+    for _ in 0..6 {
+        let orders = state.due(now, 1);
+        assert_eq!(orders.len(), 1);
+        asked.push(orders[0].endpoint.id.to_string());
+        // As a black hole does; then it is due again after 300 ms.
+        now += Duration::from_secs(2);
+        state.probed(&orders[0].ticket, ProbeResult::Unhealthy("no answer".into()), now, &mut rng);
+    }
+    asked[..3].sort();
+    asked[3..].sort();
+    assert_eq!(asked.join(" "), "a b c a b c");
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Put(u8, bool),
