@@ -2,7 +2,8 @@
 //!
 //! A queue for each pool, first come first served: a slot that becomes free wakes whoever waits longest and can use it,
 //! and that one picks again from the latest pool. It keeps its place until it has got a slot, and whoever comes while
-//! others wait queues behind them; so nobody is overtaken.
+//! others wait queues behind them; so nobody is overtaken. But for a request that is tried again: it can use fewer endpoints
+//! than others, and must not keep them from what it cannot use.
 //!
 //! # Why not hand over the slot itself
 //! The endpoint that became free may just have gone down or begun to drain, and the request would be sent there all
@@ -55,9 +56,10 @@ impl Gate {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether anybody waits for an endpoint of `pool`.
+    /// Whether anybody waits who can use every endpoint of `pool`.
     pub fn is_waited_for(&self, pool: u64) -> bool {
-        self.waiting() > 0 && self.queues().pools.contains_key(&pool)
+        let waits = |queue: &BTreeMap<u64, Waiter>| queue.values().any(Waiter::takes_any);
+        self.waiting() > 0 && self.queues().pools.get(&pool).is_some_and(waits)
     }
 
     /// Queues up for an endpoint of `pool` that is not among `tried`, unless `size` are waiting for one. Pick again
@@ -96,12 +98,17 @@ impl Gate {
     fn wake(&self, why: Why, pool: Option<u64>) {
         let mut queues = self.queues();
         let concerned = queues.pools.iter_mut().filter(|(of, _)| pool.is_none_or(|pool| pool == **of));
-        let first = concerned.filter_map(|(_, queue)| {
-            let waiter = queue.values_mut().find(|w| w.woken.is_none() && w.is_concerned(why))?;
-            waiter.woken = Some(why);
-            waiter.waker.take()
-        });
-        let wakers: Vec<Waker> = first.collect();
+        let mut wakers: Vec<Waker> = Vec::new();
+        for (_, queue) in concerned {
+            for waiter in queue.values_mut().filter(|w| w.woken.is_none() && w.is_concerned(why)) {
+                waiter.woken = Some(why);
+                wakers.extend(waiter.waker.take());
+                // One who may find that what has changed is of no use to it is not the last to be told.
+                if matches!(why, Why::Freed(_)) || waiter.takes_any() {
+                    break;
+                }
+            }
+        }
         drop(queues);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -113,6 +120,11 @@ impl Gate {
 }
 
 impl Waiter {
+    /// Whether it can use every endpoint.
+    fn takes_any(&self) -> bool {
+        self.tried.is_empty()
+    }
+
     fn is_concerned(&self, why: Why) -> bool {
         match why {
             Why::Freed(key) => !self.tried.contains(&key),
@@ -146,10 +158,11 @@ impl Ticket {
         }
     }
 
-    /// Whether nobody of its queue came before it.
+    /// Whether nobody of its queue came before it who can use every endpoint.
     pub fn is_first(&self) -> bool {
         let queues = self.gate.queues();
-        queues.pools.get(&self.pool).and_then(|queue| queue.keys().next()) == Some(&self.number)
+        let before = queues.pools.get(&self.pool).into_iter().flat_map(|queue| queue.range(..self.number));
+        !before.map(|(_, waiter)| waiter).any(Waiter::takes_any)
     }
 }
 
@@ -224,6 +237,20 @@ mod tests {
         assert!(all[0].is_called() && !all[0].is_called());
         gate.freed(7);
         assert!(all[0].is_called() && !all[1].is_called());
+    }
+
+    /// It waits for one that is full, while another is idle.
+    #[test]
+    fn one_that_is_tried_again_holds_nobody_up() {
+        let gate = Arc::new(Gate::default());
+        let mut again = Waits::on(&gate, 1, &[7]);
+        assert!(!gate.is_waited_for(1));
+        let mut other = Waits::on(&gate, 1, &[]);
+        assert!(gate.is_waited_for(1) && other.ticket.is_first());
+        gate.changed();
+        assert!(again.is_called() && other.is_called());
+        let behind = Waits::on(&gate, 1, &[]);
+        assert!(!behind.ticket.is_first());
     }
 
     #[test]
