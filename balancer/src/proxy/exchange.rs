@@ -361,7 +361,8 @@ impl Exchange<'_> {
         takes: &mut bool,
     ) -> Poll<Result<(), &'static str>> {
         let head = self.worker.head.borrow();
-        let downloaded = download.poll(cx, self.client, link, &head);
+        let to = (&mut self.client.output, &mut self.client.stream);
+        let downloaded = download.poll(cx, to, link, &head);
         self.course.carried(self.upload.carried, download.carried);
         match downloaded {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
@@ -420,7 +421,8 @@ impl Exchange<'_> {
         let until = deadline::now() + self.course.limits().body_idle;
         let switched = poll_fn(|cx| {
             let head = self.worker.head.borrow();
-            if let Poll::Ready(sent) = download.poll(cx, self.client, &mut link, &head) {
+            let to = (&mut self.client.output, &mut self.client.stream);
+            if let Poll::Ready(sent) = download.poll(cx, to, &mut link, &head) {
                 return Poll::Ready(sent.is_ok());
             }
             drop(head);

@@ -19,6 +19,9 @@ use super::upstream::Link;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
+#[cfg(test)]
+mod tests;
+
 /// What is written at once: a head, a chunk's head, pieces and end, the end of a body.
 struct Slices<'a> {
     list: [&'a [u8]; 24],
@@ -292,21 +295,22 @@ impl Download {
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        client: &mut Client,
+        (output, stream): (&mut Output, &mut (impl AsyncWrite + Unpin)),
         link: &mut Link,
         head: &[u8],
     ) -> Poll<Result<(), Broken>> {
         let mut pieces = Pieces::default();
         // `head` is whoever's writes one next: it has to leave now, or to be copied behind what still waits.
-        if !self.head_sent && !client.output.is_empty() {
-            if client.output.send(cx, &mut client.stream, &[head]).is_err() {
+        if !self.head_sent && !output.is_empty() {
+            if output.send(cx, stream, &[head]).is_err() {
                 return Poll::Ready(Err(Broken::Client));
             }
             self.head_sent = true;
         }
         loop {
             self.waiting = false;
-            if ready!(flush(cx, &mut client.output, &mut client.stream, &mut self.progress)).is_err() {
+            // Not before the head: what TLS has taken may be stuck there, though nothing waits here.
+            if self.head_sent && ready!(flush(cx, output, stream, &mut self.progress)).is_err() {
                 return Poll::Ready(Err(Broken::Client));
             }
             if self.ended {
@@ -338,7 +342,7 @@ impl Download {
             if self.is_chunked && is_end {
                 slices.push_end(self.body.trailer());
             }
-            if client.output.send(cx, &mut client.stream, slices.list()).is_err() {
+            if output.send(cx, stream, slices.list()).is_err() {
                 return Poll::Ready(Err(Broken::Client));
             }
             link.input.consume(consumed);
